@@ -1,0 +1,273 @@
+"""evaluate(recipe, bench, gate) -> TrialResult: the one function that costs money.
+
+Speed first: the shrunk model is deployed and timed before any recovery, and stops there when no accuracy could help. After
+recovery the artifact is made again from the trained values; latency, size and accuracy are all read off that one artifact.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autocompress.compress.build import freeze_, rebuild, settle, shrink
+from autocompress.compress.quantize import fold_batch_norm, layer_bits
+from autocompress.compress.recover import Sample, recover_
+from autocompress.errors import Diverged, InfeasibleRecipe
+from autocompress.measure.accuracy import agreement, predict
+from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
+from autocompress.measure.machine import this_machine
+from autocompress.progress import Progress
+from autocompress.recipe import Recipe
+from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
+from autocompress.runs import write_folder, write_text
+from autocompress.runtimes import find_runtime
+from autocompress.runtimes.eager import RUNTIME as EAGER
+from autocompress.runtimes.eager import WEIGHTS, read_weights, weights
+from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
+from autocompress.survey import survey
+from autocompress.tasks.task import Batch, Task, calibration, digest, gather, outputs_of, score, stream
+
+KEPT_SAMPLES_BYTES = 512 * 2**20  # recovery batches and teacher outputs up to this size are made once a study, larger ones every trial
+GATE_SAMPLES = 64  # inputs for the provisional ranges of the first timing
+
+
+@dataclass(eq=False)
+class Bench:
+    """What stays fixed in a study: the task and its gathered data, where it must be fast, the deployed baseline, the survey."""
+
+    task: Task
+    runtime: Runtime
+    target: Target
+    device: torch.device
+    machine: Machine
+    layers: tuple[LayerInfo, ...]
+    baseline: Baseline
+    deployed: Deployed
+    splits: Mapping[Split, Batch]
+    calibration: Tensor
+    samples: dict[tuple[int, int], list[Sample]] = field(default_factory=dict)
+
+    @property
+    def example(self) -> Tensor:
+        """One input, (1, ...)."""
+        return self.calibration[:1]
+
+    @property
+    def inputs(self) -> Array:
+        return timed_inputs(self.calibration, self.target)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Bounds and today's front as data; ``floor_drop`` is the drop of a model that makes no mistake."""
+
+    min_speedup: float = 0.0
+    front: tuple[tuple[float, float], ...] = ()  # (speedup, drop)
+    floor_drop: float = float("-inf")
+
+    def stops(self, timing: Timing) -> str:
+        """Why no accuracy could help a model of this speed, or an empty string."""
+        if timing.high < self.min_speedup:
+            return f"{timing.speedup:.2f}x before recovery is below min_speedup {self.min_speedup:g}; it was not trained"
+        if any(speedup > timing.high and drop <= self.floor_drop for speedup, drop in self.front):
+            return f"{timing.speedup:.2f}x before recovery is dominated by the front at any accuracy; it was not trained"
+        return ""
+
+
+def timed_inputs(inputs: Tensor, target: Target) -> Array:
+    """The batch that latency is timed on, (batch_size, ...): real samples, repeated where there are too few."""
+    repeats = -(-target.batch_size // len(inputs))
+    batch: Array = torch.cat([inputs] * repeats)[: target.batch_size].contiguous().numpy()
+    return batch
+
+
+def prepare(task: Task, target: Target, device: torch.device, folder: Path, progress: Progress) -> Bench:
+    """Survey the layers, deploy the baseline into ``folder`` and time it against eager PyTorch. ``task`` has its three splits."""
+    assert task.holdout is not None
+    runtime, machine, inputs = find_runtime(target.runtime), this_machine(), calibration(task)
+    splits: dict[Split, Batch] = {"search": gather(task.search, "search"), "holdout": gather(task.holdout, "holdout")}
+    with progress.stage("survey of the layers"):
+        layers = survey(task.model, inputs[:1], runtime, machine)
+    with progress.stage("timing the baseline"):
+        folded = fold_batch_norm(task.model, inputs[:1])
+        deployed = deploy(runtime, folded, inputs[:1], folder, target.threads)
+        eager = deploy(EAGER, folded, inputs[:1], folder / "eager", target.threads)
+        timing = compare(eager, deployed, timed_inputs(inputs, target), SEARCH)
+    accuracies = {name: score(task, predict(deployed, x), y) for name, (x, y) in splits.items()}
+    baseline = Baseline(
+        latency_ms=timing.latency_ms,
+        eager_latency_ms=timing.baseline_latency_ms,
+        accuracy=accuracies["search"],
+        holdout_accuracy=accuracies["holdout"],
+        size_bytes=deployed.size_bytes,
+        macs=sum(layer.macs for layer in layers),
+        params=sum(parameter.numel() for parameter in task.model.parameters()),
+        input_shape=tuple(inputs.shape[1:]),
+        metric=task.metric_name,
+        target=target,
+        task_digest=digest(task),
+        machine=machine.digest,
+    )
+    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs)
+
+
+def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
+    """Compress, time, recover, deploy and measure on the search split; the artifact stays in ``folder``/artifact, a log in log.txt.
+
+    Expected endings become outcomes; whatever else is raised is a bug and goes through.
+    """
+    trial = _Trial(recipe, bench, folder)
+    try:
+        return trial.run(gate)
+    except InfeasibleRecipe as error:
+        return trial.end("infeasible", message=str(error))
+    except Diverged as error:
+        return trial.end("diverged", message=str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return trial.end("out_of_memory", message=str(error) or "out of memory")
+    finally:
+        write_text(folder / "log.txt", "".join(f"{line}\n" for line in trial.log))
+
+
+class _Trial:
+    """The stages of one evaluation, with the seconds of each."""
+
+    def __init__(self, recipe: Recipe, bench: Bench, folder: Path) -> None:
+        self.recipe, self.bench, self.folder = recipe, bench, folder
+        self.seconds: dict[str, float] = {}
+        self.log: list[str] = [f"recipe {recipe.digest}"]
+        self.gate_speedup: float | None = None
+
+    def run(self, gate: Gate) -> TrialResult:
+        bench = self.bench
+        with self.stage("shrink"):
+            model = shrink(bench.task.model, self.recipe, bench.example)
+        reason = gate.stops(self.ask_speed(model))
+        if reason:
+            return self.end("gated", message=reason)
+        model = self.train(model)
+        with self.stage("deploy"):
+            artifact = self.folder / "artifact"
+            shutil.rmtree(artifact, ignore_errors=True)
+            model.cpu()
+            write_folder(artifact, partial(_write_artifact, bench, model))
+            deployed = bench.runtime.open(artifact, bench.target.threads, model)
+        with self.stage("measure"):
+            measurement = measure(bench, deployed, model, "search", SEARCH)
+        return self.end("measured", measurement)
+
+    def ask_speed(self, model: nn.Module) -> Timing:
+        """Time the untrained structure; its ranges are provisional and its artifact is thrown away."""
+        draft = self.folder / "draft"
+        with self.stage("deploy"):
+            settled = settle(model, self.recipe, self.bench.calibration[:GATE_SAMPLES])
+            freeze_(settled)
+            deployed = deploy(self.bench.runtime, settled, self.bench.example, draft, self.bench.target.threads)
+        with self.stage("measure"):
+            timing = compare(self.bench.deployed, deployed, self.bench.inputs, GATE)
+        shutil.rmtree(draft)
+        self.gate_speedup = timing.speedup
+        self.log.append(f"before recovery: {timing.speedup:.3f}x ({timing.low:.3f} to {timing.high:.3f})")
+        return timing
+
+    def train(self, model: nn.Module) -> nn.Module:
+        """Recover in float, then with fake quantization; frozen at the end."""
+        task, samples = self.bench.task, recovery_samples(self.bench, self.recipe)
+        with self.stage("recover"):
+            recover_(model.to(self.bench.device), self.recipe, samples, task.loss)
+        with self.stage("quantize"):
+            model = settle(model, self.recipe, self.bench.calibration.to(self.bench.device))
+        if layer_bits(model, self.recipe.plans):
+            with self.stage("recover"):
+                recover_(model, self.recipe, samples, task.loss)
+        freeze_(model)
+        return model
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.log.append(f"{name}: {spent:.2f} s")
+
+    def end(self, outcome: Outcome, measurement: Measurement | None = None, message: str = "") -> TrialResult:
+        self.log.append(f"{outcome} {message}".strip())
+        return TrialResult(
+            recipe=self.recipe, target=self.bench.target, outcome=outcome, gate_speedup=self.gate_speedup,
+            measurement=measurement, message=message, seconds=self.seconds,
+        )  # fmt: skip
+
+
+def recovery_samples(bench: Bench, recipe: Recipe) -> Iterator[Sample]:
+    """Training batches on the device with the teacher's outputs: the same for equal seeds, so made once and kept while they fit."""
+    steps = recipe.recovery.steps + recipe.recovery.quantized_steps
+    key = (recipe.recovery.seed, steps)
+    if key in bench.samples:
+        return iter(bench.samples[key])
+    made = _with_teacher(bench, steps, recipe.recovery.seed)
+    first = next(made, None)
+    if first is None:
+        return iter(())
+    size = sum(part.numel() * part.element_size() for part in first if part is not None) * steps
+    if size > KEPT_SAMPLES_BYTES:
+        return _with_teacher(bench, steps, recipe.recovery.seed)
+    bench.samples[key] = [first, *made]
+    return iter(bench.samples[key])
+
+
+def _with_teacher(bench: Bench, steps: int, seed: int) -> Iterator[Sample]:
+    teacher = bench.task.model.to(bench.device)
+    for inputs, targets in stream(bench.task, steps, seed):
+        inputs = inputs.to(bench.device)
+        yield inputs, targets.to(bench.device), outputs_of(teacher, inputs).to(bench.device)
+
+
+def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
+    """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from."""
+    inputs, targets = bench.splits[split]
+    timing = compare(bench.deployed, deployed, bench.inputs, effort)
+    outputs = predict(deployed, inputs)
+    same, difference = agreement(outputs, outputs_of(model, inputs))
+    accuracy = score(bench.task, outputs, targets)
+    reference = bench.baseline.accuracy if split == "search" else bench.baseline.holdout_accuracy
+    return Measurement(
+        split=split,
+        latency_ms=timing.latency_ms,
+        baseline_latency_ms=timing.baseline_latency_ms,
+        speedup=timing.speedup,
+        speedup_low=timing.low,
+        speedup_high=timing.high,
+        resolved=timing.resolved,
+        blocks=timing.blocks,
+        accuracy=accuracy,
+        baseline_accuracy=reference,
+        drop=reference - accuracy,
+        samples=len(targets),
+        size_bytes=deployed.size_bytes,
+        baseline_size_bytes=bench.baseline.size_bytes,
+        agreement=same,
+        max_difference=difference,
+        machine=bench.machine.digest,
+    )
+
+
+def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:
+    """The stored artifact again: timed longer, on the holdout split, which selects nothing."""
+    model = rebuild(bench.task.model, recipe, bench.calibration)
+    model.load_state_dict(read_weights(artifact))
+    return measure(bench, bench.runtime.open(artifact, bench.target.threads, model), model, "holdout", HOLDOUT)
+
+
+def _write_artifact(bench: Bench, model: nn.Module, folder: Path) -> None:
+    bench.runtime.write(model, bench.example, folder)
+    save_file(weights(model), folder / WEIGHTS)

@@ -1,0 +1,101 @@
+"""A chosen trial -> an artifact folder that needs nothing of this package; and back into PyTorch with ``load``."""
+
+import json
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from autocompress.compress.build import rebuild
+from autocompress.errors import InvalidRecipe, UserError
+from autocompress.recipe import from_yaml, to_yaml
+from autocompress.records import Baseline, Machine, Measurement, TrialResult
+from autocompress.runs import write_folder
+from autocompress.runtimes.eager import read_weights
+from autocompress.tasks.task import Task, calibration
+
+README = """\
+# {title}
+
+Compressed by autocompress: {speedup:.2f}x ({low:.2f} to {high:.2f}) as fast as the same model in fp32
+in {runtime} at batch {batch}, {threads} thread(s); {metric} {accuracy:.2f} against {reference:.2f} on the {split} split.
+All numbers: measured.json. What was done to each layer: recipe.yaml.
+
+{how}
+
+In PyTorch again (fake-quantized, for further training): `model = autocompress.load("this folder", task)` with the task it was made from.
+"""
+ONNX = """\
+    import numpy, onnxruntime
+    session = onnxruntime.InferenceSession("model.onnx")
+    outputs = session.run(None, {{"input": inputs}})[0]  # inputs: float32 array, shape (any batch, {shape}), preprocessed as in training"""
+PYTORCH = "The weights are in weights.safetensors; inputs: float32, shape (any batch, {shape}), preprocessed as in training."
+
+
+def export(
+    result: TrialResult, holdout: Measurement | None, artifact: Path, about: tuple[Baseline, Machine, tuple[int, ...]], out: Path
+) -> Path:
+    """Copy what was measured to ``out``, with recipe.yaml, measured.json and a README; ``about`` ends with the shape of one input.
+
+    Raises UserError where ``out`` is not empty or the artifact is gone.
+    """
+    if not artifact.is_dir():
+        raise UserError(f"{artifact}: the artifact of trial {result.number} is missing; replay its recipe.yaml with `autocompress apply`")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} exists and is not empty; choose another folder")
+    baseline, machine, shape = about
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(artifact, folder, dirs_exist_ok=True)
+        (folder / "recipe.yaml").write_text(to_yaml(result.recipe), encoding="utf-8")
+        measured = {
+            "target": result.target.model_dump(mode="json"),
+            "search": result.measurement.model_dump(mode="json") if result.measurement else None,
+            "holdout": holdout.model_dump(mode="json") if holdout else None,
+            "baseline": baseline.model_dump(mode="json"),
+            "machine": machine.model_dump(mode="json"),
+            "input_shape": list(shape),
+        }
+        (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(readme(result, holdout, baseline, shape), encoding="utf-8")
+
+    write_folder(out, fill)
+    return out
+
+
+def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline, shape: tuple[int, ...]) -> str:
+    """Ten lines on what this is and how to load it; the holdout numbers where there are some."""
+    measured = holdout or result.measurement
+    assert measured is not None
+    how = (ONNX if result.target.runtime == "onnxruntime" else PYTORCH).format(shape=", ".join(map(str, shape)))
+    return README.format(
+        title=f"Trial {result.number}",
+        speedup=measured.speedup,
+        low=measured.speedup_low,
+        high=measured.speedup_high,
+        runtime=result.target.runtime,
+        batch=result.target.batch_size,
+        threads=result.target.threads,
+        metric=baseline.metric,
+        accuracy=measured.accuracy,
+        reference=measured.baseline_accuracy,
+        split=measured.split,
+        how=how,
+    )
+
+
+def load(folder: str | Path, task: Task) -> nn.Module:
+    """The PyTorch module of an exported folder, in eval mode: ``task``'s model cut as recipe.yaml says, with the stored weights.
+
+    Raises InvalidRecipe where the recipe or the weights do not belong to the task's model.
+    """
+    folder = Path(folder)
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        raise InvalidRecipe(f"{file}: no such file; {folder} is not an exported folder")
+    model = rebuild(task.model, from_yaml(file.read_text(encoding="utf-8"), str(file)), calibration(task))
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:  # torch lists names and shapes that do not fit
+        raise InvalidRecipe(f"{folder}: the weights do not fit the model of task {task.name!r}: {str(error).splitlines()[0]}") from None
+    return model

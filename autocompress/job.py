@@ -1,0 +1,349 @@
+"""What a user can ask for, a function each: search, resume, apply, show, export, report, list_studies, doctor.
+
+The only room that sees both halves: the study, which knows optuna, and the evaluator, which knows torch.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autocompress.compress.recover import recover_
+from autocompress.config import SearchConfig, Space, load_space, parse_budget, search_config
+from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
+from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
+from autocompress.export import export as export_trial
+from autocompress.export import load
+from autocompress.measure.machine import cores, differences, this_machine
+from autocompress.progress import Progress
+from autocompress.recipe import Recipe, from_yaml
+from autocompress.records import LayerInfo, TrialResult
+from autocompress.report import write_report
+from autocompress.runs import Layers, RunPaths, free_name, only_driver, to_json, write_text
+from autocompress.runtimes import RUNTIMES, find_runtime
+from autocompress.saved import Study, list_studies, show
+from autocompress.study import pareto
+from autocompress.study.propose import Proposal, question_of
+from autocompress.study.space import space_size
+from autocompress.study.study import run as run_study
+from autocompress.survey import check_recipe, survey
+from autocompress.tasks.task import Task, calibration, check, find_task, stream, with_holdout
+
+__all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_studies", "load", "report", "resume", "search", "show"]
+
+IN_MEMORY = "(in memory)"
+CACHE = ".cache"
+SAMPLE_STEPS = 3
+MEASURING_SECONDS = 2.0  # of a trial: deploying twice, timing twice
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a search would do: the layers, what may vary, how many recipes that makes, about how long it would take."""
+
+    layers: tuple[LayerInfo, ...]
+    dimensions: list[tuple[str, tuple[float, ...]]]
+    size: int
+    seconds_estimate: float
+    config: SearchConfig
+
+
+def search(
+    task: Task | str = "digits",
+    *,
+    space: str | Path | Space = "default",
+    budget: int | str = 50,
+    study: str | None = None,
+    runs: str | Path = "runs",
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Study:
+    """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
+
+    ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size, threads, max_drop (points of the
+    metric), min_speedup (times), seed, storage (an Optuna storage URL); see SearchConfig and Target.
+    Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
+    """
+    progress = progress or Progress()
+    runs = Path(runs)
+    config = _config(task, space, budget, study or free_name(runs, _stem(task)), settings)
+    paths = RunPaths(runs, config.study)
+    if paths.config.exists():
+        raise InvalidStudy(f"study {config.study!r} exists: go on with `autocompress resume {config.study}`, or give another --study")
+    progress.begin(config, paths.folder)
+    with only_driver(paths):
+        paths.write_config(config)
+        return _drive(paths, config, _found(task, paths, progress), progress)
+
+
+def resume(
+    study: str, *, budget: int | str | None = None, runs: str | Path = "runs", task: Task | None = None, progress: Progress | None = None
+) -> Study:
+    """Go on with a study under its stored configuration; ``budget`` counts the trials that are finished already.
+
+    Raises InvalidStudy where there is no such study, its task changed, or this is another machine or other versions.
+    """
+    progress = progress or Progress()
+    paths = RunPaths(Path(runs), study)
+    config = paths.read_config()
+    if config.task == IN_MEMORY and task is None:
+        raise InvalidStudy(f"study {study!r} was made from a task in memory: resume it in Python with resume({study!r}, task=...)")
+    if budget is not None:
+        config = config.model_copy(update={"budget": parse_budget(budget)})
+    progress.begin(config, paths.folder)
+    with only_driver(paths):
+        _same_machine(paths)
+        paths.write_config(config)
+        return _drive(paths, config, _found(task or config.task, paths, progress), progress)
+
+
+def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress: Progress | None = None, **asked: Any) -> DryRun:
+    """What a search with the same arguments would do; writes no study."""
+    progress = progress or Progress(quiet=True)
+    settings = dict(asked)
+    space, budget, study = settings.pop("space", "default"), settings.pop("budget", 50), settings.pop("study", None)
+    config = _config(task, space, budget, study or free_name(Path(runs), _stem(task)), settings)
+    found = _found(task, RunPaths(Path(runs), config.study), progress)
+    layers = _survey(found, config)
+    question = question_of(config, layers)
+    choices = [(dimension.name, dimension.choices) for dimension in question.dimensions]
+    trials = config.budget.trials
+    seconds = config.budget.seconds if trials is None else trials * _seconds_a_trial(found, config)
+    return DryRun(layers, choices, space_size(question.dimensions), seconds or 0.0, config)
+
+
+def export(study: str, *, trial: str | int = "best", out: str | Path, runs: str | Path = "runs") -> Path:
+    """See Study.export."""
+    return show(study, runs).export(trial, out)
+
+
+def report(study: str, runs: str | Path = "runs") -> tuple[Path, Path]:
+    """See Study.report."""
+    return show(study, runs).report()
+
+
+def apply(
+    recipe: str | Path | Recipe,
+    *,
+    task: Task | str,
+    out: str | Path,
+    runs: str | Path = "runs",
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TrialResult:
+    """Replay a recipe with no study: compress, recover, measure on search and holdout, write the artifact to ``out``.
+
+    Raises InvalidRecipe, with the path of the field, where the recipe is not for this model or target.
+    """
+    progress = progress or Progress()
+    source = str(recipe) if isinstance(recipe, str | Path) else "recipe"
+    wanted = recipe if isinstance(recipe, Recipe) else from_yaml(_read(Path(recipe)), source)
+    config = _config(task, Space(), 1, "apply", settings)
+    scratch = RunPaths(Path(runs), free_name(Path(runs), "apply"))
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} exists and is not empty; choose another folder")
+    found = _found(task, scratch, progress)
+    check_recipe(wanted, _survey(found, config), source)
+    with _temporary(scratch):
+        bench = _bench(scratch, config, found, progress)
+        with progress.stage("compressing and measuring"):
+            result = evaluate(wanted, bench, Gate(), scratch.trial(0).folder)
+        if result.outcome != "measured":
+            raise InvalidRecipe(f"{source}: {result.outcome}: {result.message}")
+        with progress.stage("confirming on holdout"):
+            holdout = confirm(wanted, bench, scratch.trial(0).artifact)
+        about = (bench.baseline, bench.machine, bench.baseline.input_shape)
+        export_trial(result, holdout, scratch.trial(0).artifact, about, out)
+    return result
+
+
+def doctor() -> list[tuple[str, str, str]]:
+    """What this machine can run: (what, ok | missing | note, detail or how to get it)."""
+    machine = this_machine()
+    rows = [
+        ("cpu", "ok", f"{machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets) or 'instruction sets unknown'}"),
+        ("training device", "ok", machine.gpu or "CPU; a CUDA build of torch and a GPU make recovery faster"),
+    ]
+    for name, (_, package, command) in sorted(RUNTIMES.items()):
+        if name == "fake":
+            continue
+        if importlib.util.find_spec(package) is None:
+            rows.append((f"runtime {name}", "missing", f"get it with `{command}`"))
+            continue
+        bits = find_runtime(name).weight_bits(machine)
+        real = ", ".join(str(width) for width in bits if not bits[width])
+        rows.append((f"runtime {name}", "ok", f"weight bits with real kernels: {real}"))
+        rows += [(f"{name}, {width} bits", "note", bits[width]) for width in (7, 8) if bits[width]]
+    return rows + [(name, "ok" if version != "absent" else "missing", version) for name, version in machine.versions.items()]
+
+
+def _config(task: Task | str, space: str | Path | Space, budget: int | str, study: str, settings: dict[str, Any]) -> SearchConfig:
+    """Settings as the command line names them -> SearchConfig. Raises UserError with the field that is wrong."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    device = _device(settings.pop("device", "auto"))
+    runtime = find_runtime(settings.pop("runtime", "auto")).name
+    return search_config(
+        {"runtime": runtime, "batch_size": settings.pop("batch_size", 1), "threads": settings.pop("threads", cores())},
+        study=study,
+        task=task if isinstance(task, str) else IN_MEMORY,
+        space=space if isinstance(space, Space) else load_space(space),
+        budget=parse_budget(budget),
+        device=device,
+        **settings,
+    )
+
+
+def _device(name: str) -> str:
+    """``auto`` is CUDA when there is a GPU. Raises UserError for a device that torch does not have."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: {name!r} cannot be used here: {reason}. Use auto or cpu, or install a CUDA build of torch.") from None
+    return name
+
+
+def _stem(task: Task | str) -> str:
+    return task.name if isinstance(task, Task) else task.rpartition(":")[2]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRecipe(f"{path}: cannot be read: {error}") from None
+
+
+def _found(task: Task | str, paths: RunPaths, progress: Progress) -> Task:
+    """The task with its three splits, checked on its own example."""
+    found = find_task(task, paths.runs / CACHE, progress) if isinstance(task, str) else task
+    check(found)
+    found = with_holdout(found, seed=0)
+    for note in found.notes:
+        progress.say(f"note: {note}")
+    return found
+
+
+def _survey(task: Task, config: SearchConfig) -> tuple[LayerInfo, ...]:
+    return survey(task.model, calibration(task)[:1], find_runtime(config.target.runtime), this_machine())
+
+
+def _bench(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Bench:
+    """The bench of a study; on the first call its facts are written, later they must be the same.
+
+    Raises InvalidStudy where the task is not the one that the study began with.
+    """
+    bench = prepare(task, config.target, torch.device(config.device), paths.baseline_artifact, progress)
+    if paths.baseline.exists():
+        stored = paths.read_baseline()
+        if stored.task_digest != bench.baseline.task_digest:
+            raise InvalidStudy(
+                f"study {paths.study!r}: the task changed since (weights or data: {stored.task_digest} then, {bench.baseline.task_digest} "
+                "now); its results would not compare. Restore the task or start a new study with --study."
+            )
+        bench.baseline = stored
+        return bench
+    write_text(paths.machine, to_json(bench.machine))
+    write_text(paths.layers, to_json(Layers(layers=bench.layers)))
+    write_text(paths.baseline, to_json(bench.baseline))
+    return bench
+
+
+def _same_machine(paths: RunPaths) -> None:
+    """Raises InvalidStudy, with what changed, where the study was measured on another machine or with other versions."""
+    if not paths.machine.exists():
+        return
+    changed = differences(paths.read_machine(), this_machine())
+    if changed:
+        raise InvalidStudy(
+            f"study {paths.study!r} was measured elsewhere or before an upgrade ({'; '.join(changed)}); speedups of the two do not belong "
+            "on one front. Start a new study with --study, or go back to that machine and those versions."
+        )
+
+
+def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
+    """Trials until the budget is used, the front on holdout, the report."""
+    bench = _bench(paths, config, task, progress)
+    total, finished = config.budget.trials, len(paths.results())
+    with progress.stage("trials", total, done=finished) as advance:
+
+        def tell(result: TrialResult) -> None:
+            progress.say(_in_words(result))
+            advance(1)
+
+        def one(proposal: Proposal) -> TrialResult:
+            return evaluate(proposal.recipe, bench, _gate(paths, config, bench), paths.trial(proposal.number).folder)
+
+        stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
+    _confirm_front(paths, config, bench, progress)
+    summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
+    write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    with progress.stage("report"):
+        if any(result.measurement for result in paths.results()):
+            write_report(paths, summary)
+    return Study(paths)
+
+
+def _gate(paths: RunPaths, config: SearchConfig, bench: Bench) -> Gate:
+    measured = (result.measurement for result in pareto.front(paths.results()))
+    points = tuple((one.speedup, one.drop) for one in measured if one is not None)
+    return Gate(config.min_speedup, points, bench.baseline.accuracy - 100.0)
+
+
+def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:
+    """Measure what a user will read, the front and the nearest where nothing met the bounds, on the holdout split."""
+    results, known = paths.results(), paths.holdouts()
+    bounds = pareto.Bounds(config.max_drop, config.min_speedup)
+    nearest = pareto.nearest(results, bounds) if pareto.best(results, bounds) is None else None
+    chosen = {result.number: result for result in [*pareto.front(results), *([nearest] if nearest else [])]}
+    missing = [result for number, result in chosen.items() if number not in known]
+    with progress.stage("confirming on holdout", len(missing)) as advance:
+        for result in missing:
+            files = paths.trial(result.number)
+            write_text(files.holdout, to_json(confirm(result.recipe, bench, files.artifact)))
+            advance(1)
+
+
+def _in_words(result: TrialResult) -> str:
+    """One line a finished trial."""
+    if result.measurement is None:
+        return f"trial {result.number} ({result.source}): {result.outcome}: {result.message}"
+    one = result.measurement
+    return (
+        f"trial {result.number} ({result.source}): {one.speedup:.2f}x ({one.speedup_low:.2f} to {one.speedup_high:.2f}), "
+        f"drop {one.drop:.2f}, {one.size_bytes / 1000:.0f} kB, {sum(result.seconds.values()):.1f} s"
+    )
+
+
+def _seconds_a_trial(task: Task, config: SearchConfig) -> float:
+    """An estimate: steps timed on the uncompressed model, scaled by the mean share of multiply-adds that stays, and the measuring."""
+    recipe = Recipe.model_validate({"recovery": {"steps": SAMPLE_STEPS}, "distillation": None})
+    model = copy.deepcopy(task.model)
+    batches = ((x, y, None) for x, y in stream(task, 2 * SAMPLE_STEPS, 0))
+    recover_(model, recipe, batches, task.loss)
+    started = time.monotonic()
+    recover_(model, recipe, batches, task.loss)
+    step = (time.monotonic() - started) / SAMPLE_STEPS
+    shares = config.space.keep.choices
+    share = sum(one**2 for one in shares) / len(shares)
+    return MEASURING_SECONDS + step * share * (config.space.recovery.steps + 3 * config.space.recovery.quantized_steps)
+
+
+@contextlib.contextmanager
+def _temporary(paths: RunPaths) -> Iterator[None]:
+    """A run folder that is gone afterwards."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(paths.folder, ignore_errors=True)

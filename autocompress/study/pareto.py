@@ -1,0 +1,214 @@
+"""What the finished trials amount to: front, best, nearest, knee, and the summary that `show --json` prints. Pure functions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autocompress.config import SearchConfig
+from autocompress.errors import InvalidStudy
+from autocompress.recipe import FLOAT_BITS, LayerPlan, Recipe
+from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
+
+NAMED_PICKS = ("best", "fastest", "smallest", "knee")
+
+
+class Bounds(NamedTuple):
+    """What the user accepts: drop in points of the metric at most, speedup over the fp32 baseline at least."""
+
+    max_drop: float
+    min_speedup: float
+
+    def hold(self, drop: float, speedup: float) -> bool:
+        return drop <= self.max_drop and speedup >= self.min_speedup
+
+
+def measured(results: Iterable[TrialResult]) -> list[tuple[TrialResult, Measurement]]:
+    return [(result, result.measurement) for result in results if result.outcome == "measured" and result.measurement is not None]
+
+
+def _fastest_first(pair: tuple[TrialResult, Measurement]) -> tuple[float, float, int, int]:
+    result, point = pair
+    return -point.speedup, point.drop, point.size_bytes, result.number
+
+
+def front(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Measured trials that no other beats on both speedup and drop, fastest first.
+
+    Of trials with equal speedup and drop, the one with the smaller artifact stays, then the one with the lower number.
+    """
+    ordered = sorted(measured(results), key=_fastest_first)
+    found, lowest = [], float("inf")
+    for result, measurement in ordered:
+        if measurement.drop < lowest:
+            found.append(result)
+            lowest = measurement.drop
+    return found
+
+
+def best(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
+    """The fastest measured trial within both bounds on the search split."""
+    within = [pair for pair in measured(results) if bounds.hold(pair[1].drop, pair[1].speedup)]
+    return next((result for result, _ in sorted(within, key=_fastest_first)), None)
+
+
+def nearest(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
+    """The measured trial that misses the bounds by least: points over ``max_drop`` (as a share of it, or of one point where it is
+    less) plus missing speedup as a share of ``min_speedup``.
+    """
+
+    def violation(pair: tuple[TrialResult, Measurement]) -> tuple[float, float, int]:
+        over = max(0.0, pair[1].drop - bounds.max_drop) / max(bounds.max_drop, 1.0)
+        under = max(0.0, bounds.min_speedup - pair[1].speedup) / bounds.min_speedup
+        return over + under, pair[1].drop, pair[0].number
+
+    return min(measured(results), key=violation, default=(None, None))[0]
+
+
+def knee(results: Iterable[TrialResult]) -> TrialResult | None:
+    """The trial of the front where both objectives, each scaled to 0..1 over the front, are good together.
+
+    That is the one farthest from the chord between the ends of the front; the smaller drop wins a tie.
+    """
+    points = measured(front(results))
+    if not points:
+        return None
+    speeds, drops = [point.speedup for _, point in points], [point.drop for _, point in points]
+    width, height = max(speeds) - min(speeds) or 1.0, max(drops) - min(drops) or 1.0
+
+    def gain(pair: tuple[TrialResult, Measurement]) -> tuple[float, float]:
+        return round(pair[1].speedup / width - pair[1].drop / height, 9), -pair[1].drop
+
+    return max(points, key=gain)[0]
+
+
+def pick(results: Sequence[TrialResult], which: str | int, bounds: Bounds) -> TrialResult:
+    """The trial that ``--trial`` names: best, fastest, smallest, knee or a number.
+
+    best keeps both bounds; fastest and smallest are taken over all measured trials, whatever they lose. Raises InvalidStudy.
+    """
+    points = measured(results)
+    if not points:
+        raise InvalidStudy("--trial: no trial of this study has been measured yet; `autocompress resume` goes on with it.")
+    if which == "best":
+        found = best(results, bounds)
+        if found is None:
+            other = nearest(results, bounds)
+            raise InvalidStudy(
+                f"--trial best: no measured trial drops at most {bounds.max_drop:g} points and is at least "
+                f"{bounds.min_speedup:g}x faster. The nearest is trial {other.number if other else '-'}: name it by its number."
+            )
+        return found
+    if which == "fastest":
+        return front(results)[0]
+    if which == "smallest":
+        return min(points, key=lambda pair: (pair[1].size_bytes, pair[1].drop, pair[0].number))[0]
+    if which == "knee" and (found := knee(results)) is not None:
+        return found
+    return _by_number(results, which)
+
+
+def _by_number(results: Sequence[TrialResult], which: str | int) -> TrialResult:
+    numbers = [result.number for result, _ in measured(results)]
+    known = f"Measured trials: {', '.join(map(str, numbers))}."
+    found = next((result for result in results if str(result.number) == str(which).strip()), None)
+    if found is None:
+        raise InvalidStudy(f"--trial: must be {', '.join(NAMED_PICKS)} or the number of a trial, got {which!r}. {known}")
+    if found.number not in numbers:
+        why = f" ({found.message})" if found.message else ""
+        raise InvalidStudy(f"--trial {which}: this trial has no measurement, it ended as {found.outcome}{why}. {known}")
+    return found
+
+
+def hypervolume(results: Iterable[TrialResult], max_drop: float) -> float:
+    """Area that the front dominates, from the reference point (speedup 1, drop ``max_drop``); in points of the metric."""
+    area, reached = 0.0, 1.0
+    for _, point in reversed(measured(front(results))):  # smallest drop first, so speedup ascends
+        if point.drop < max_drop and point.speedup > reached:
+            area += (point.speedup - reached) * (max_drop - point.drop)
+            reached = point.speedup
+    return area
+
+
+def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
+    """How many trials ended how, most frequent first."""
+    ended = [result.outcome for result in results]
+    return dict(sorted(((name, ended.count(name)) for name in set(ended)), key=lambda item: (-item[1], item[0])))
+
+
+def row(result: TrialResult, holdout: Measurement | None) -> dict[str, Any]:
+    """One line of the front: numbers of the search split, and those of the holdout split where it was measured."""
+    point = result.measurement
+    if point is None:
+        raise InvalidStudy(f"trial {result.number} has no measurement, it ended as {result.outcome}.")
+    shown = {"speedup", "speedup_low", "speedup_high", "drop"}
+    return {
+        "trial": result.number,
+        **point.model_dump(mode="json", include=shown | {"size_bytes", "latency_ms", "accuracy"}),
+        "holdout": holdout.model_dump(mode="json", include=shown) if holdout is not None else None,
+    }
+
+
+def confirmed(holdout: Measurement | None, bounds: Bounds) -> bool | None:
+    """Does the holdout split agree that both bounds hold? None while it was not measured."""
+    return None if holdout is None else bounds.hold(holdout.drop, holdout.speedup)
+
+
+def summary(
+    config: SearchConfig,
+    baseline: Baseline | None,
+    results: Sequence[TrialResult],
+    holdouts: Mapping[int, Measurement],
+    *,
+    state: str,
+    stopped: str | None = None,
+) -> dict[str, Any]:
+    """What `show --json` prints; a contract. Every number is finite, what is missing is None."""
+    bounds = Bounds(config.max_drop, config.min_speedup)
+    chosen = best(results, bounds)
+    near = nearest(results, bounds) if chosen is None else None
+
+    def judged(result: TrialResult | None) -> dict[str, Any] | None:
+        holdout = holdouts.get(result.number) if result is not None else None
+        return None if result is None else {**row(result, holdout), "confirmed": confirmed(holdout, bounds)}
+
+    return {
+        "study": config.study,
+        "state": state,
+        "finished": len(results),
+        "budget": config.budget.trials,
+        "budget_seconds": config.budget.seconds,
+        "stopped": stopped,
+        "outcomes": outcomes(results),
+        "target": config.target.model_dump(mode="json"),
+        "max_drop": config.max_drop,
+        "min_speedup": config.min_speedup,
+        "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
+        "front": [row(result, holdouts.get(result.number)) for result in front(results)],
+        "best": judged(chosen),
+        "nearest": judged(near),
+        "hypervolume": hypervolume(results, config.max_drop),
+    }
+
+
+def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
+    """The recipe in words: one line a changed layer, in the order of the model, then recovery and distillation."""
+    plans = recipe.plans
+    changes = ((layer.name, _in_words(plans[layer.name])) for layer in layers if layer.name in plans)
+    lines = [f"{name}: {words}" for name, words in changes if words]
+    recovery, teacher = recipe.recovery, recipe.distillation
+    steps = f"recovery: {recovery.steps} steps, {recovery.quantized_steps} quantized, learning rate {recovery.learning_rate:g}"
+    taught = "no distillation"
+    if teacher is not None:
+        weights = f"soft {teacher.soft_weight:g}, hard {teacher.hard_weight:g}"
+        taught = f"distillation at temperature {teacher.temperature:g}, {weights}"
+    return [*(lines or ["no layer is changed"]), f"{steps}; {taught}"]
+
+
+def _in_words(plan: LayerPlan) -> str:
+    """``62 % of channels, rank 8, 8 bit``; bits of weights and of inputs apart where they differ."""
+    keep = f"{100 * plan.keep:.0f} % of channels" if plan.keep < 1 else ""
+    rank = f"rank {plan.rank}" if plan.rank is not None else ""
+    if plan.weight_bits == plan.activation_bits:
+        bits = f"{plan.weight_bits} bit" if plan.weight_bits < FLOAT_BITS else ""
+    else:
+        bits = f"{plan.weight_bits} bit weights, {plan.activation_bits} bit inputs"
+    return ", ".join(filter(None, (keep, rank, bits)))

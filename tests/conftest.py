@@ -1,0 +1,52 @@
+"""What every test shares: the list of skips that are allowed, and the rule that CI fails on any other."""
+
+import os
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import settings
+
+# Pattern of test ids -> why that test may be skipped. Any other skip fails CI: a test that never runs promises nothing.
+ALLOWED_SKIPS: dict[str, str] = {}
+
+settings.register_profile("shared machine", deadline=None)  # a slow moment of the machine is not a failure of the code
+settings.load_profile("shared machine")
+
+unlisted_skips: list[str] = []
+
+
+def is_allowed(test: str, allowed: dict[str, str]) -> bool:
+    return any(fnmatchcase(test, pattern) for pattern in allowed)
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
+
+
+def remember(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and not is_allowed(report.nodeid, ALLOWED_SKIPS):
+        unlisted_skips.append(report.nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    remember(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    remember(report)
+
+
+def pytest_sessionstart() -> None:
+    unlisted_skips.clear()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if unlisted_skips and in_ci() and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if unlisted_skips and in_ci():
+        terminalreporter.section("skips that are not on ALLOWED_SKIPS in tests/conftest.py", red=True)
+        for test in unlisted_skips:
+            terminalreporter.line(f"{test}: skipped, and CI fails on that. Make it run, or list it with its reason.")

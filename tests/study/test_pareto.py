@@ -1,0 +1,215 @@
+"""Front, best, nearest, knee, picks, hypervolume, the summary contract and the words."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress.config import Budget, SearchConfig
+from autocompress.errors import InvalidStudy
+from autocompress.recipe import LayerPlan, Recipe, Recovery
+from autocompress.records import Baseline, LayerInfo, Measurement, Target, TrialResult
+from autocompress.study.pareto import Bounds, best, confirmed, describe, front, hypervolume, knee, nearest, pick, summary
+
+MakeTrial = Callable[..., TrialResult]
+MakeMeasurement = Callable[..., Measurement]
+WIDE = Bounds(max_drop=3.0, min_speedup=2.0)
+POINTS = st.lists(st.tuples(st.integers(1, 12), st.integers(-2, 8), st.integers(1, 3)), max_size=12)
+
+
+def numbers(results: list[TrialResult]) -> list[int]:
+    return [result.number for result in results]
+
+
+def point_of(result: TrialResult) -> Measurement:
+    assert result.measurement is not None
+    return result.measurement
+
+
+def trials_of(points: list[tuple[int, int, int]], make_trial: MakeTrial) -> list[TrialResult]:
+    return [make_trial(number, float(speed), float(drop), size) for number, (speed, drop, size) in enumerate(points)]
+
+
+def test_the_front_holds_what_nobody_beats_on_both_fastest_first(make_trial: MakeTrial) -> None:
+    results = [make_trial(0, 2.0, 0.0), make_trial(1, 4.0, 1.0), make_trial(2, 3.0, 1.5), make_trial(3, 6.0, 5.0), make_trial(4)]
+    assert numbers(front(results)) == [3, 1, 0]
+
+
+def test_of_equal_points_the_smaller_then_the_earlier_is_on_the_front(make_trial: MakeTrial) -> None:
+    assert numbers(front([make_trial(0, 2.0, 1.0, 900), make_trial(1, 2.0, 1.0, 800), make_trial(2, 2.0, 1.0, 800)])) == [1]
+
+
+@given(points=POINTS)
+def test_the_front_is_what_the_definition_says(make_trial: MakeTrial, points: list[tuple[int, int, int]]) -> None:
+    from_definition = {
+        (speed, drop)
+        for speed, drop, _ in points
+        if not any((s >= speed and d <= drop) and (s > speed or d < drop) for s, d, _ in points)
+    }
+    found = [(point_of(one).speedup, point_of(one).drop) for one in front(trials_of(points, make_trial))]
+    assert set(found) == from_definition
+    assert len(found) == len(set(found))
+
+
+@given(points=POINTS)
+def test_the_hypervolume_is_the_area_counted_cell_by_cell(make_trial: MakeTrial, points: list[tuple[int, int, int]]) -> None:
+    cells = itertools.product(range(1, 12), range(-2, 3))
+    covered = sum(any(speed > s and drop <= d for speed, drop, _ in points) for s, d in cells)
+    assert math.isclose(hypervolume(trials_of(points, make_trial), max_drop=3.0), covered)
+
+
+def test_the_best_is_the_fastest_within_both_bounds_which_count_themselves(make_trial: MakeTrial) -> None:
+    results = [make_trial(0, 9.0, 3.1), make_trial(1, 4.0, 3.0), make_trial(2, 3.0, 0.0), make_trial(3, 1.9, -1.0)]
+    chosen = best(results, WIDE)
+    assert chosen is not None
+    assert chosen.number == 1
+    assert best([make_trial(0, 2.0, 3.0)], WIDE) is not None
+    assert best([make_trial(0, 1.99, 0.0), make_trial(1, 9.0, 3.01), make_trial(2)], WIDE) is None
+
+
+def test_the_nearest_misses_by_the_least_share_of_the_bounds(make_trial: MakeTrial) -> None:
+    half_a_bound_over, tenth_too_slow = make_trial(0, 9.0, 4.5), make_trial(1, 1.8, 0.0)
+    near = nearest([half_a_bound_over, tenth_too_slow, make_trial(2)], WIDE)
+    assert near is not None
+    assert near.number == 1
+    loose = nearest([make_trial(0, 9.0, 14.0), make_trial(1, 1.0, 0.0)], Bounds(max_drop=10.0, min_speedup=2.0))
+    assert loose is not None
+    assert loose.number == 0  # 40 % over one bound against 50 % short of the other
+    assert nearest([make_trial(2)], WIDE) is None
+    assert nearest([make_trial(0, 3.0, 1.0)], Bounds(max_drop=0.0, min_speedup=2.0)) is not None
+
+
+def test_the_knee_bulges_farthest_from_the_chord(make_trial: MakeTrial) -> None:
+    results = [make_trial(0, 1.0, 0.0), make_trial(1, 8.0, 1.0), make_trial(2, 10.0, 10.0), make_trial(3, 4.0, 0.9)]
+    found = knee(results)
+    assert found is not None
+    assert found.number == 1
+    assert knee([]) is None
+    alone, pair = knee(results[:1]), knee([results[0], results[2]])
+    assert alone is not None
+    assert pair is not None
+    assert (alone.number, pair.number) == (0, 0)  # nothing bulges between two: the smaller drop
+
+
+def test_picks_by_name_and_by_number(make_trial: MakeTrial) -> None:
+    results = [
+        make_trial(0, 2.0, 0.0, 900),
+        make_trial(1, 8.0, 2.0, 500),
+        make_trial(2, 10.0, 40.0, 600),
+        make_trial(3, 3.0, 9.0, 100),
+    ]
+    found = {which: pick(results, which, WIDE).number for which in ("best", "fastest", "smallest", "knee", "3", 0)}
+    assert found == {"best": 1, "fastest": 2, "smallest": 3, "knee": 1, "3": 3, 0: 0}
+
+
+@pytest.mark.parametrize("which", ["99", -1, "quickest", "1.0", ""])
+def test_an_unknown_pick_is_refused_with_the_known_trials(make_trial: MakeTrial, which: str | int) -> None:
+    with pytest.raises(InvalidStudy, match=r"best, fastest, smallest, knee or the number.*Measured trials: 0, 5"):
+        pick([make_trial(0, 2.0), make_trial(1), make_trial(5, 3.0)], which, WIDE)
+
+
+def test_a_trial_without_a_measurement_is_refused_with_its_outcome(make_trial: MakeTrial) -> None:
+    results = [make_trial(0, 2.0), make_trial(1, outcome="diverged", message="loss is nan")]
+    with pytest.raises(InvalidStudy, match=r"--trial 1: .* ended as diverged \(loss is nan\)"):
+        pick(results, 1, WIDE)
+
+
+def test_without_a_best_the_refusal_names_the_nearest_and_without_trials_how_to_go_on(make_trial: MakeTrial) -> None:
+    with pytest.raises(InvalidStudy, match=r"at least 2x faster\. The nearest is trial 7"):
+        pick([make_trial(7, 1.5)], "best", WIDE)
+    for which in ("best", "knee", "0"):
+        with pytest.raises(InvalidStudy, match="autocompress resume"):
+            pick([make_trial(0)], which, WIDE)
+
+
+@pytest.fixture
+def baseline() -> Baseline:
+    return Baseline(
+        latency_ms=1.0,
+        eager_latency_ms=2.0,
+        accuracy=99.0,
+        holdout_accuracy=98.9,
+        size_bytes=4000,
+        macs=10,
+        params=10,
+        input_shape=(1, 8, 8),
+        metric="accuracy",
+        target=Target(),
+        task_digest="t",
+        machine="abc",
+    )
+
+
+def test_the_summary_keeps_its_contract(
+    make_config: Callable[..., SearchConfig], make_trial: MakeTrial, make_measurement: MakeMeasurement, baseline: Baseline
+) -> None:
+    results = [make_trial(0, 4.0, 1.0), make_trial(1, 2.0, 0.0), make_trial(2), make_trial(3, outcome="diverged")]
+    told = summary(make_config(), baseline, results, {0: make_measurement(3.9, 1.2)}, state="finished", stopped="budget")
+    assert list(told) == [
+        "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "target",
+        "max_drop", "min_speedup", "baseline", "front", "best", "nearest", "hypervolume",
+    ]  # fmt: skip
+    assert (told["finished"], told["budget"], told["budget_seconds"], told["stopped"]) == (4, 12, None, "budget")
+    assert told["outcomes"] == {"measured": 2, "diverged": 1, "gated": 1}
+    assert told["baseline"]["latency_ms"] == 1.0
+    columns = ["trial", "speedup", "speedup_low", "speedup_high", "drop", "size_bytes", "latency_ms", "accuracy", "holdout"]
+    assert [sorted(row) for row in told["front"]] == [sorted(columns)] * 2
+    assert told["front"][0]["holdout"] == {"speedup": 3.9, "speedup_low": 3.9 * 0.98, "speedup_high": 3.9 * 1.02, "drop": 1.2}
+    assert told["front"][1]["holdout"] is None
+    assert told["best"] == {**told["front"][0], "confirmed": True}
+    assert told["nearest"] is None
+    assert math.isclose(told["hypervolume"], 1 * 3 + 2 * 2)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_the_summary_of_a_study_without_trials_has_nulls_and_no_infinities(make_config: Callable[..., SearchConfig]) -> None:
+    told = summary(make_config(budget=Budget(seconds=60)), None, [], {}, state="running")
+    assert (told["baseline"], told["best"], told["nearest"], told["stopped"], told["budget"]) == (None,) * 5
+    assert (told["front"], told["outcomes"], told["hypervolume"], told["budget_seconds"]) == ([], {}, 0.0, 60)
+    json.dumps(told, allow_nan=False)
+
+
+def test_without_a_best_the_summary_shows_the_nearest(make_config: Callable[..., SearchConfig], make_trial: MakeTrial) -> None:
+    told = summary(make_config(), None, [make_trial(4, 1.5)], {}, state="finished")
+    assert told["best"] is None
+    assert told["nearest"]["trial"] == 4
+    assert told["nearest"]["confirmed"] is None
+
+
+def test_holdout_confirms_or_contradicts_and_never_selects(
+    make_config: Callable[..., SearchConfig], make_trial: MakeTrial, make_measurement: MakeMeasurement
+) -> None:
+    assert confirmed(None, WIDE) is None
+    assert confirmed(make_measurement(2.0, 3.0), WIDE) is True
+    assert confirmed(make_measurement(1.9, 0.0), WIDE) is False
+    results = [make_trial(0, 4.0, 1.0), make_trial(1, 3.0, 0.5)]
+    told = summary(make_config(), None, results, {0: make_measurement(4.0, 9.0), 1: make_measurement(3.0, 0.5)}, state="finished")
+    assert (told["best"]["trial"], told["best"]["confirmed"]) == (0, False)
+
+
+def test_a_recipe_in_words_has_one_line_a_changed_layer_in_the_order_of_the_model(make_layer: Callable[..., LayerInfo]) -> None:
+    recipe = Recipe(
+        layers=(
+            LayerPlan(name="fc", rank=8),
+            LayerPlan(name="conv2", keep=0.625, weight_bits=8, activation_bits=8),
+            LayerPlan(name="conv3", weight_bits=7, activation_bits=8),
+            LayerPlan(name="conv1"),
+        ),
+        recovery=Recovery(steps=160, quantized_steps=40, learning_rate=0.002),
+    )
+    layers = [make_layer(name) for name in ("conv1", "conv2", "conv3", "fc")]
+    assert describe(recipe, layers) == [
+        "conv2: 62 % of channels, 8 bit",
+        "conv3: 7 bit weights, 8 bit inputs",
+        "fc: rank 8",
+        "recovery: 160 steps, 40 quantized, learning rate 0.002; distillation at temperature 4, soft 0.7, hard 0.3",
+    ]
+
+
+def test_a_recipe_that_changes_nothing_says_so(make_layer: Callable[..., LayerInfo]) -> None:
+    lines = describe(Recipe(distillation=None), [make_layer("a")])
+    assert lines == ["no layer is changed", "recovery: 200 steps, 50 quantized, learning rate 0.001; no distillation"]
