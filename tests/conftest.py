@@ -1,13 +1,17 @@
 """What every test shares: the list of skips that are allowed, and the rule that CI fails on any other."""
 
 import os
+import sys
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 # Pattern of test ids -> why that test may be skipped. Any other skip fails CI: a test that never runs promises nothing.
 ALLOWED_SKIPS: dict[str, str] = {}
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for toy_task and toy_runs: --import-mode=importlib adds no folder
 
 settings.register_profile("shared machine", deadline=None)  # a slow moment of the machine is not a failure of the code
 settings.load_profile("shared machine")
@@ -50,3 +54,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skips that are not on ALLOWED_SKIPS in tests/conftest.py", red=True)
         for test in unlisted_skips:
             terminalreporter.line(f"{test}: skipped, and CI fails on that. Make it run, or list it with its reason.")
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A finished study in ONNX Runtime, made once by a real process (toy_runs.Finished): for reading only, so copy it to change it."""
+    import toy_runs  # not at the top: it brings torch, which most tests do without
+
+    return toy_runs.finished(tmp_path_factory.mktemp("shipped"), "shipped", 3, "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A finished study of 16 trials with the made-up times of the fake runtime, never interrupted: for reading only."""
+    import toy_runs
+
+    return toy_runs.finished(tmp_path_factory.mktemp("undisturbed"), "study", 16, "fake")

@@ -5,7 +5,6 @@ As a task by name: ``--task toy_task:make`` from this folder. ``TOY_SEED`` in th
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -22,7 +21,7 @@ SPACE = """\
 description: For tests, a space for the toy model; two steps of recovery.
 keep: {choices: [1.0, 0.5, 0.25]}
 weight_bits: {choices: [32, 7]}
-recovery: {steps: 2, quantized_steps: 1, learning_rate: [0.001, 0.002]}
+recovery: {steps: 2, quantized_steps: 1, learning_rate: [0.001, 0.0012, 0.0014, 0.0017, 0.002, 0.003]}
 """
 
 
@@ -99,6 +98,8 @@ def two_splits() -> Task:
 
 # ---- factories that are wrong, each in one way ----------------------------------------------------------------------
 
+not_a_function = 3
+
 
 def raises() -> Task:
     raise RuntimeError("no weights here,\nsadly")
@@ -109,7 +110,6 @@ def returns_a_model() -> nn.Module:
 
 
 def wrong_input() -> Task:
-    """A model that does not take what its own loader yields."""
     return replace(make(), model=nn.Sequential(nn.Flatten(), nn.Linear(63, 10)))
 
 
@@ -124,12 +124,37 @@ def raising_metric() -> Task:
     return replace(make(), metric=metric)
 
 
-def empty_loader() -> Task:
+def empty_search() -> Task:
     return replace(make(), search=[])
 
 
-def no_pairs() -> Iterator[Tensor]:
+def empty_train() -> Task:
+    return replace(make(), train=[])
+
+
+def empty_holdout() -> Task:
+    return replace(make(), holdout=[])
+
+
+def no_pairs_in_search() -> Task:
     return replace(make(), search=[data()[1][0]])
+
+
+def no_pairs_in_train() -> Task:
+    return replace(make(), train=[data()[0][0]])
+
+
+def loader_that_raises() -> Task:
+    def batches() -> object:
+        yield data()[1][0][:8], data()[1][1][:8]
+        raise OSError("image 8 is broken")
+
+    return replace(make(), search=batches())
+
+
+def unequal_pairs() -> Task:
+    x, y = data()[1]
+    return replace(make(), search=[(x, y[:-1])])
 
 
 def infinite_outputs() -> Task:
@@ -137,3 +162,16 @@ def infinite_outputs() -> Task:
     with torch.no_grad():
         task.model.head.bias.fill_(float("inf"))
     return task
+
+
+def raising_loss() -> Task:
+    return replace(make(), loss=lambda outputs, targets: F.cross_entropy(outputs, targets[:1]))
+
+
+def loss_of_many_numbers() -> Task:
+    return replace(make(), loss=nn.CrossEntropyLoss(reduction="none"))
+
+
+def one_sample_to_cut() -> Task:
+    x, y = data()[1]
+    return replace(make(), search=[(x[:1], y[:1])], holdout=None)

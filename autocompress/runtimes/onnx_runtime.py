@@ -29,8 +29,12 @@ class OnnxDeployed(Deployed):
 
     def __init__(self, folder: Path, threads: int) -> None:
         super().__init__(folder)
+        self.threads = threads
         self.session = onnxruntime.InferenceSession(folder / FILE, session_options(threads), providers=["CPUExecutionProvider"])
         self.input = self.session.get_inputs()[0].name
+
+    def reopened(self) -> "OnnxDeployed":
+        return OnnxDeployed(self.folder, self.threads)
 
     @property
     def size_bytes(self) -> int:

@@ -1,0 +1,266 @@
+"""A task is checked before anything is spent on it; its splits, its stream and its metric are the same every time."""
+
+import os
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_task
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from autocompress.errors import InvalidTask
+from autocompress.progress import Progress
+from autocompress.tasks import task as tasks
+from autocompress.tasks.task import Batches, Task, calibration, check, digest, find_task, gather, outputs_of, score, stream, with_holdout
+
+QUIET = Progress(quiet=True)
+
+
+def found(name: str) -> Task:
+    return find_task(name, Path("unused"), QUIET)
+
+
+def prepared(name: str) -> None:
+    """All that a search does with a task before it spends anything."""
+    task = found(name)
+    check(task)
+    task = with_holdout(task, seed=0)
+    assert task.holdout is not None
+    for split in (task.search, task.holdout):
+        x, y = gather(split, "split")
+        score(task, outputs_of(task.model, x), y)
+
+
+# ---- what is wrong is told in one line ------------------------------------------------------------------------------
+
+WRONG = {
+    "absent": r"'absent' is neither a built-in task \(digits\) nor of the form package\.module:factory",
+    ":make": "is neither a built-in task",
+    "toy_task:": "is neither a built-in task",
+    "absent.module:make": r"--task absent\.module:make: there is no module 'absent' \(looked in",
+    "toy_task:absent": "toy_task has no function 'absent'",
+    "toy_task:not_a_function": "toy_task has no function 'not_a_function'",
+    "toy_task:raises": r"raises\(\) failed: RuntimeError: no weights here, sadly \(.*toy_task\.py:\d+\)",
+    "toy_task:returns_a_model": r"returns_a_model\(\) must return an autocompress\.Task, it returned Toy",
+    "toy_task:wrong_input": r"the model fails on its own example, inputs \(2, 1, 8, 8\) torch\.float32: RuntimeError",
+    "toy_task:nan_metric": r"metric 'accuracy' returned nan on \d+ samples; it must be a finite number",
+    "toy_task:raising_metric": r"metric 'accuracy' failed on outputs \(\d+, 10\): KeyError: 'labels'",
+    "toy_task:empty_search": "search: the loader yields no batch",
+    "toy_task:empty_train": "train: the loader yields no batch",
+    "toy_task:empty_holdout": "holdout: the loader yields no batch",
+    "toy_task:no_pairs_in_search": r"search: batch 0 must be a pair of tensors \(inputs, targets\), got Tensor",
+    "toy_task:no_pairs_in_train": r"train: .*pair of tensors \(inputs, targets\)",
+    "toy_task:loader_that_raises": "search: .*OSError: image 8 is broken",
+    "toy_task:unequal_pairs": "search: .*150 .*149",
+    "toy_task:infinite_outputs": "outputs are not finite on its own example",
+    "toy_task:raising_loss": r"loss failed on outputs \(2, 10\), targets \(2,\)",
+    "toy_task:loss_of_many_numbers": "loss .*one number",
+    "toy_task:one_sample_to_cut": "search: .*holdout",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_whatever_is_wrong_with_a_task_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(InvalidTask, match=WRONG[name]) as caught:
+        prepared(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_that_is_right_passes_and_its_model_and_mode_are_left_alone() -> None:
+    prepared("toy_task:make")
+    task = toy_task.make()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    for training in (False, True):
+        task.model.train(training)
+        check(task)
+        assert task.model.training is training
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+
+
+def test_a_package_that_the_users_module_imports_and_lacks_is_named_as_its_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy_task.py").write_text("import absent_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InvalidTask, match=r"needy_task imports 'absent_package', which is not installed"):
+        found("needy_task:make")
+
+
+def test_a_module_that_fails_while_it_is_imported_is_told_with_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_task.py").write_text("x = 1\ny = x / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InvalidTask, match=r"importing broken_task failed: ZeroDivisionError: division by zero \(.*broken_task\.py:2\)"):
+        found("broken_task:make")
+
+
+def test_a_module_beside_the_user_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_task.py").write_text("from toy_task import make\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert found("own_task:make").name == "toy"
+
+
+def test_a_model_that_is_no_module_is_refused() -> None:
+    with pytest.raises(InvalidTask, match=r"model must be a torch\.nn\.Module, got function"):
+        check(replace(toy_task.make(), model=lambda x: x))
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_splits_the_second_is_cut_in_halves_class_by_class_and_a_note_says_so() -> None:
+    x, y = toy_task.data()[1]
+    labelled = torch.arange(len(x), dtype=torch.float32)[:, None]  # inputs that can be told apart
+    task = with_holdout(replace(toy_task.make(), search=Batches(labelled, y, 7), holdout=None), seed=0)
+    (search, search_y), (holdout, holdout_y) = gather(task.search, "search"), gather(task.holdout or (), "holdout")
+    assert sorted([*search.flatten().tolist(), *holdout.flatten().tolist()]) == list(range(len(x)))
+    assert abs(len(search) - len(holdout)) <= 1
+    for label in range(10):
+        assert abs(int((search_y == label).sum()) - int((holdout_y == label).sum())) <= 1
+    assert torch.equal(y[search.flatten().long()], search_y)
+    assert any("no holdout split was given: 75 of 150 search samples" in note for note in task.notes)
+
+
+def test_the_cut_follows_the_seed() -> None:
+    def halves(seed: int) -> Tensor:
+        return gather(with_holdout(toy_task.two_splits(), seed).holdout or (), "holdout")[0]
+
+    assert torch.equal(halves(0), halves(0))
+    assert not torch.equal(halves(0), halves(1))
+
+
+def test_targets_that_are_no_classes_are_cut_in_halves_too() -> None:
+    x, _ = toy_task.data()[1]
+    task = with_holdout(replace(toy_task.make(), search=[(x, torch.rand(len(x)))], holdout=None), seed=0)
+    assert [len(gather(split or (), "split")[0]) for split in (task.search, task.holdout)] == [75, 75]
+
+
+def test_a_holdout_that_was_given_is_kept_and_needs_no_note() -> None:
+    task = with_holdout(toy_task.make(), seed=0)
+    assert torch.equal(gather(task.holdout or (), "holdout")[0], toy_task.data()[2][0])
+    assert task.notes == ()
+
+
+def test_calibration_takes_the_first_samples_of_train_or_what_was_given() -> None:
+    x, y = toy_task.data()[0]
+    assert torch.equal(calibration(replace(toy_task.make(), train=Batches(x, y, 100, shuffle=False))), x)
+    assert len(calibration(replace(toy_task.make(), train=[(x, y)] * 3))) == tasks.CALIBRATION_SAMPLES
+    assert torch.equal(calibration(replace(toy_task.make(), calibration=[(x[:5], y[:5])])), x[:5])
+
+
+# ---- the stream of training batches ---------------------------------------------------------------------------------
+
+
+def loader(workers: int) -> DataLoader[tuple[Tensor, ...]]:
+    x, y = toy_task.data()[0]
+    return DataLoader(TensorDataset(x[:40], y[:40]), batch_size=8, shuffle=True, num_workers=workers)
+
+
+def inputs_of(task: Task, steps: int, seed: int) -> list[Tensor]:
+    return [inputs for inputs, _ in stream(task, steps, seed)]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("train", ["tensors", "loader"])
+def test_the_stream_is_fixed_by_its_seed_and_whatever_was_drawn_before(train: str) -> None:
+    task = toy_task.make() if train == "tensors" else replace(toy_task.make(), train=loader(0))
+    first = inputs_of(task, 12, seed=5)
+    torch.rand(100)
+    assert same(first, inputs_of(task, 12, seed=5))
+    assert not same(first, inputs_of(task, 12, seed=6))
+    assert not torch.equal(first[0], first[5 if train == "loader" else 8])  # the next round has another order
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_stream_is_the_same_with_worker_processes_as_without() -> None:
+    alone, helped = (inputs_of(replace(toy_task.make(), train=loader(workers)), 7, seed=3) for workers in (0, 2))
+    assert same(alone, helped)
+
+
+def test_batches_of_one_sample_are_left_out_and_the_steps_are_still_made() -> None:
+    x, y = toy_task.data()[0]
+    task = replace(toy_task.make(), train=Batches(x[:9], y[:9], 4, shuffle=False))  # 4, 4, 1
+    assert [len(inputs) for inputs in inputs_of(task, 5, seed=0)] == [4, 4, 4, 4, 4]
+
+
+def test_a_loader_of_single_samples_is_refused_and_does_not_turn_forever() -> None:
+    x, y = toy_task.data()[0]
+    with pytest.raises(InvalidTask, match="no batch of two or more samples"):
+        inputs_of(replace(toy_task.make(), train=Batches(x[:3], y[:3], 1)), 2, seed=0)
+
+
+def states() -> tuple[object, object, bytes]:
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+@pytest.mark.parametrize("taken", [2, 4])
+def test_the_global_random_states_are_given_back_also_by_a_stream_that_is_left_early(taken: int) -> None:
+    task = replace(toy_task.make(), train=loader(0))
+    before = states()
+    batches = stream(task, 4, seed=1)
+    for _ in range(taken):
+        next(batches)
+        random.random(), np.random.rand(), torch.rand(1)
+    del batches
+    assert states() == before
+
+
+def test_gathering_a_shuffling_loader_gives_the_random_states_back_and_repeats_itself() -> None:
+    before = states()
+    first = gather(loader(0), "train")  # making a loader draws nothing
+    assert states() == before
+    torch.rand(3)
+    assert torch.equal(first[0], gather(loader(0), "train")[0])
+
+
+# ---- metric and digest ----------------------------------------------------------------------------------------------
+
+
+def test_the_metric_sees_a_whole_split_at_once() -> None:
+    sizes: list[int] = []
+
+    def metric(outputs: Tensor, targets: Tensor) -> float:
+        sizes.append(len(outputs))
+        return tasks.accuracy(outputs, targets)
+
+    task = replace(toy_task.make(), metric=metric)
+    x, y = gather(task.search, "search")
+    value = score(task, outputs_of(task.model, x, batch_size=64), y)
+    right = int((task.model(x).argmax(1) == y).sum())
+    assert sizes == [150]
+    assert value == pytest.approx(100 * right / 150, abs=1e-4)
+
+
+def test_the_digest_is_the_same_in_another_build_and_follows_weights_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(toy_task.make())
+    assert digest(toy_task.make()) == before
+    x, y = toy_task.data()[1]
+    moved = x.clone()
+    moved[3, 0, 4, 4] += 0.5
+    flipped = y.clone()
+    flipped[0] = (flipped[0] + 1) % 10
+    changed = [
+        replace(toy_task.make(), search=[(moved, y)]),
+        replace(toy_task.make(), holdout=[(moved, y)]),
+        replace(toy_task.make(), search=[(x, flipped)]),
+        replace(toy_task.make(), metric_name="F1"),
+    ]
+    task = toy_task.make()
+    with torch.no_grad():
+        task.model.norm1.running_var[0] += 1e-3
+    monkeypatch.setitem(os.environ, "TOY_SEED", "1")
+    digests = {before, digest(task), digest(toy_task.make()), *map(digest, changed)}
+    assert len(digests) == 7
+
+
+def test_the_digest_does_not_depend_on_how_a_split_is_cut_into_batches() -> None:
+    x, y = toy_task.data()[1]
+    assert digest(replace(toy_task.make(), search=[(x[:9], y[:9]), (x[9:], y[9:])])) == digest(toy_task.make())

@@ -1,0 +1,328 @@
+"""The one function that costs money: what it measures is one artifact, and how a trial may end."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import toy_runs
+import toy_task
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare, timed_inputs
+from autocompress.measure.latency import Timing
+from autocompress.progress import Progress
+from autocompress.recipe import LayerPlan, Recipe, Recovery
+from autocompress.records import Target
+from autocompress.tasks.task import Task, score, with_holdout
+
+ROOM = import_module("autocompress.evaluate")
+CPU = torch.device("cpu")
+LAYERS = ("conv1", "conv2", "head")
+SHORT = Recovery(steps=3, quantized_steps=2)
+
+
+def bench_of(folder: Path, task: Task, runtime: str = "fake") -> Bench:
+    target = Target(runtime=runtime, threads=1)
+    return prepare(with_holdout(task, 0), target, CPU, folder, Progress(quiet=True))
+
+
+def recipe(keep: float = 1.0, bits: int = 32, recovery: Recovery = SHORT) -> Recipe:
+    shares = {"conv1": keep, "conv2": keep, "head": 1.0}
+    activation = 8 if bits < 32 else 32
+    plans = (LayerPlan(name=name, keep=shares[name], weight_bits=bits, activation_bits=activation) for name in LAYERS)
+    return Recipe(layers=tuple(plans), recovery=recovery)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench_of(tmp_path_factory.mktemp("real"), toy_task.make(), "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench_of(tmp_path_factory.mktemp("fake"), toy_task.make())
+
+
+def fail(*arguments: Any, **options: Any) -> Any:
+    pytest.fail("this should not have been called")
+
+
+# ---- one artifact ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [32, 7])
+def test_accuracy_and_size_are_those_of_the_artifact_that_stays(real: Bench, tmp_path: Path, bits: int) -> None:
+    result = evaluate(recipe(0.5, bits), real, Gate(), tmp_path)
+    measured = result.measurement
+    assert result.outcome == "measured"
+    assert measured is not None
+    file = tmp_path / "artifact" / "model.onnx"
+    inputs, targets = real.splits["search"]
+    outputs = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"input": inputs.numpy()})[0]
+    assert score(real.task, torch.from_numpy(outputs), targets) == pytest.approx(measured.accuracy, abs=1e-4)
+    assert measured.size_bytes == file.stat().st_size
+    assert measured.samples == len(targets) == 150
+    assert measured.drop == pytest.approx(real.baseline.accuracy - measured.accuracy)
+    assert 0 < measured.speedup_low <= measured.speedup <= measured.speedup_high
+    assert measured.agreement >= 0.99
+    assert measured.machine == real.machine.digest
+    assert toy_runs.leftovers(tmp_path) == []
+
+
+def test_the_stored_weights_rebuild_the_same_model_for_the_holdout_split(real: Bench, tmp_path: Path) -> None:
+    evaluate(recipe(0.5, 7), real, Gate(), tmp_path)
+    measured = confirm(recipe(0.5, 7), real, tmp_path / "artifact")
+    assert measured.split == "holdout"
+    assert measured.samples == 157
+    assert measured.baseline_accuracy == real.baseline.holdout_accuracy
+    assert measured.agreement >= 0.99
+    assert measured.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
+
+
+def test_an_untouched_recipe_without_recovery_has_the_accuracy_of_the_baseline(real: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(recovery=Recovery(steps=0, quantized_steps=0)), real, Gate(), tmp_path)
+    assert result.measurement is not None
+    assert result.measurement.drop == 0
+    assert result.measurement.max_difference < 1e-3
+
+
+def test_recovery_gives_back_accuracy(bench: Bench, tmp_path: Path) -> None:
+    cut = evaluate(recipe(0.5, recovery=Recovery(steps=0, quantized_steps=0)), bench, Gate(), tmp_path / "cut")
+    trained = evaluate(recipe(0.5, recovery=Recovery(steps=60, learning_rate=3e-3)), bench, Gate(), tmp_path / "trained")
+    assert cut.measurement is not None
+    assert trained.measurement is not None
+    assert trained.measurement.accuracy > cut.measurement.accuracy + 5
+
+
+def test_the_trial_tells_where_its_time_went(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5, 7), bench, Gate(), tmp_path)
+    assert set(result.seconds) == {"shrink", "deploy", "measure", "recover", "quantize"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+    log = (tmp_path / "log.txt").read_text()
+    assert recipe(0.5, 7).digest in log
+    assert log.endswith("measured\n")
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_too_slow_is_not_trained_and_leaves_no_artifact(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ROOM, "recover_", fail)
+    result = evaluate(recipe(0.5), bench, Gate(min_speedup=1000), tmp_path)
+    assert result.outcome == "gated"
+    assert result.measurement is None
+    assert result.gate_speedup is not None
+    assert result.gate_speedup < 1000
+    assert "below min_speedup 1000" in result.message
+    assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
+
+
+def timing(low: float, high: float) -> Timing:
+    return Timing(1.0, 1.0, (low + high) / 2, low, high, True, 20)
+
+
+def test_the_gate_stops_only_what_no_accuracy_could_help() -> None:
+    assert Gate(min_speedup=2).stops(timing(1.8, 1.9))
+    assert not Gate(min_speedup=2).stops(timing(1.8, 2.1))
+    assert Gate(front=((3.0, -1.0),), floor_drop=-1.0).stops(timing(1.8, 2.1))
+    assert not Gate(front=((3.0, 0.5),), floor_drop=-1.0).stops(timing(1.8, 2.1))  # a better accuracy would be on the front
+    assert not Gate(front=((2.0, -1.0),), floor_drop=-1.0).stops(timing(1.8, 2.1))
+    assert not Gate().stops(timing(0.1, 0.1))
+
+
+# ---- expected endings, and bugs -------------------------------------------------------------------------------------
+
+
+def test_bits_without_a_kernel_end_as_infeasible_with_the_reason_and_leave_nothing(real: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(bits=4), real, Gate(), tmp_path)
+    assert result.outcome == "infeasible"
+    assert "weight_bits 4" in result.message
+    assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_unequal_shares_inside_a_prune_group_end_as_infeasible(bench: Bench, tmp_path: Path) -> None:
+    uneven = Recipe(layers=(LayerPlan(name="conv1", keep=0.5),), recovery=SHORT)
+    result = evaluate(uneven, bench, Gate(), tmp_path)
+    assert result.outcome == "infeasible"
+    assert "conv1: 0.5, conv2: 1" in result.message
+
+
+def not_finite(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets) * float("inf")
+
+
+def finite_with_broken_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The root has an infinite slope at 0: the loss is finite, the gradient is not a number."""
+    return F.cross_entropy(outputs, targets) + (outputs - outputs.detach()).abs().sum().sqrt()
+
+
+@pytest.mark.parametrize("loss", [not_finite, finite_with_broken_gradient])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_training_that_is_not_finite_ends_as_diverged(
+    tmp_path: Path, loss: Callable[[Tensor, Tensor], Tensor], steps: int
+) -> None:
+    bench = bench_of(tmp_path / "bench", replace(toy_task.make(), loss=loss))
+    short = Recovery(steps=steps, quantized_steps=0)
+    result = evaluate(recipe(0.5, recovery=short), bench, Gate(), tmp_path / "trial")
+    assert result.outcome == "diverged"
+    assert "learning rate" in result.message
+    assert toy_runs.leftovers(tmp_path / "trial") == []
+
+
+def test_a_learning_rate_of_10_ends_as_measured_or_diverged(bench: Bench, tmp_path: Path) -> None:
+    wild = Recovery(steps=20, quantized_steps=2, learning_rate=10.0)
+    assert evaluate(recipe(0.5, 7, wild), bench, Gate(), tmp_path).outcome in ("measured", "diverged")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_running_out_of_memory_is_an_outcome(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(ROOM, "recover_", raising(error))
+    result = evaluate(recipe(0.5), bench, Gate(), tmp_path)
+    assert result.outcome == "out_of_memory"
+    assert "out of memory" in result.message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_anything_else_goes_through_and_the_log_is_still_written(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(ROOM, "recover_", raising(error))
+    with pytest.raises(type(error)):
+        evaluate(recipe(0.5), bench, Gate(), tmp_path)
+    assert "before recovery" in (tmp_path / "log.txt").read_text()
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+# ---- the same again -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [32, 7])
+def test_the_same_recipe_twice_gives_the_same_accuracy(bench: Bench, tmp_path: Path, bits: int) -> None:
+    first = evaluate(recipe(0.5, bits), bench, Gate(), tmp_path / "first").measurement
+    torch.rand(10)
+    second = evaluate(recipe(0.5, bits), bench, Gate(), tmp_path / "second").measurement
+    assert first == second  # the fake runtime's clock is no clock
+
+
+def test_another_seed_of_recovery_gives_other_weights(bench: Bench, tmp_path: Path) -> None:
+    differences = []
+    for seed in (0, 1):
+        other = SHORT.model_copy(update={"seed": seed})
+        measured = evaluate(recipe(0.5, recovery=other), bench, Gate(), tmp_path / str(seed)).measurement
+        assert measured is not None
+        differences.append((tmp_path / str(seed) / "artifact" / "weights.safetensors").read_bytes())
+    assert differences[0] != differences[1]
+
+
+class Dropping(nn.Module):
+    """The toy with dropout, which draws from the global random state while it trains."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.dropout = inner, nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner.head(self.dropout(self.inner.features(x)))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**29])
+def test_the_global_random_state_is_left_as_it_was_and_accuracy_repeats_whether_batches_are_kept_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(ROOM, "KEPT_SAMPLES_BYTES", kept_bytes)
+    bench = bench_of(tmp_path / "bench", replace(toy_task.make(), model=Dropping(toy_task.make().model).eval()))
+    plans = tuple(LayerPlan(name=f"inner.{name}", weight_bits=7, activation_bits=8) for name in LAYERS)
+    before = torch.get_rng_state()
+    wanted = Recipe(layers=plans, recovery=SHORT)
+    results = [evaluate(wanted, bench, Gate(), tmp_path / name).measurement for name in ("first", "second")]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert results[0] == results[1]
+
+
+def test_batches_that_are_not_kept_are_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, found = bench_of(tmp_path, toy_task.make()), []
+    for size in (2**29, 0):
+        monkeypatch.setattr(ROOM, "KEPT_SAMPLES_BYTES", size)
+        found.append(list(ROOM.recovery_samples(bench, recipe())))
+    assert len(found[0]) == len(found[1]) == SHORT.steps + SHORT.quantized_steps
+    for kept, made in zip(*found, strict=True):
+        assert all(map(torch.equal, kept, made))
+
+
+def test_the_teacher_answers_once_for_all_trials_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, asked = bench_of(tmp_path / "bench", toy_task.make()), []
+    ask = ROOM.outputs_of
+
+    def counted(model: nn.Module, *arguments: Any) -> Tensor:
+        if model is bench.task.model:
+            asked.append(1)
+        return ask(model, *arguments)
+
+    monkeypatch.setattr(ROOM, "outputs_of", counted)
+    evaluate(recipe(0.5), bench, Gate(), tmp_path / "first")
+    assert len(asked) == SHORT.steps + SHORT.quantized_steps
+    evaluate(recipe(0.5, 7), bench, Gate(), tmp_path / "second")
+    assert len(asked) == SHORT.steps + SHORT.quantized_steps
+
+
+def test_the_model_of_the_task_is_left_alone(tmp_path: Path) -> None:
+    task = toy_task.make()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    bench = bench_of(tmp_path / "bench", task)
+    evaluate(recipe(0.5, 7), bench, Gate(), tmp_path / "trial")
+    confirm(recipe(0.5, 7), bench, tmp_path / "trial" / "artifact")
+    after = task.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert not task.model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in task.model.parameters())
+
+
+# ---- the bench ------------------------------------------------------------------------------------------------------
+
+
+def test_the_baseline_is_the_given_model_in_the_runtime_of_the_target(real: Bench) -> None:
+    baseline = real.baseline
+    assert baseline.size_bytes == (real.deployed.folder / "model.onnx").stat().st_size
+    assert baseline.params == sum(parameter.numel() for parameter in real.task.model.parameters())
+    assert baseline.macs == 64 * 16 * 9 + 64 * 16 * 16 * 9 + 256 * 10
+    assert baseline.input_shape == (1, 8, 8)
+    assert baseline.latency_ms > 0
+    assert baseline.eager_latency_ms > 0
+    for split, accuracy in (("search", baseline.accuracy), ("holdout", baseline.holdout_accuracy)):
+        x, y = real.splits[split]  # type: ignore[index]
+        assert accuracy == pytest.approx(score(real.task, real.task.model(x), y), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_latency_is_timed_on_real_samples_of_the_asked_batch_size(size: int) -> None:
+    x = toy_task.data()[0][0][:300]
+    batch = timed_inputs(x, Target(batch_size=size))
+    assert batch.shape == (size, 1, 8, 8)
+    assert np.array_equal(batch[:300], x[:size].numpy()[:300])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Equal work gives equal bits; this machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
