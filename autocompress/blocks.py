@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name torch's own documentation uses)
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 UINT8, INT8 = (0, 255), (-128, 127)

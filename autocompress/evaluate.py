@@ -5,6 +5,7 @@ recovery the artifact is made again from the trained values; latency, size and a
 """
 
 import contextlib
+import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autocompress.compress.build import freeze_, rebuild, settle, shrink
@@ -29,7 +29,7 @@ from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outc
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
-from autocompress.runtimes.eager import WEIGHTS, read_weights, weights
+from autocompress.runtimes.eager import read_weights, write_weights
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
 from autocompress.survey import survey
 from autocompress.tasks.task import Batch, Task, calibration, digest, gather, outputs_of, score, stream
@@ -52,6 +52,7 @@ class Bench:
     deployed: Deployed
     splits: Mapping[Split, Batch]
     calibration: Tensor
+    teacher: nn.Module
     samples: dict[tuple[int, int], list[Sample]] = field(default_factory=dict)
 
     @property
@@ -115,7 +116,8 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         task_digest=digest(task),
         machine=machine.digest,
     )
-    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs)
+    teacher = task.model if device.type == "cpu" else copy.deepcopy(task.model).to(device)
+    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teacher)
 
 
 def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
@@ -130,10 +132,17 @@ def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialRes
         return trial.end("infeasible", message=str(error))
     except Diverged as error:
         return trial.end("diverged", message=str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return trial.end("out_of_memory", message=str(error) or "out of memory")
     finally:
         write_text(folder / "log.txt", "".join(f"{line}\n" for line in trial.log))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch has a class for it on CUDA; on a CPU its allocator says so in a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 class _Trial:
@@ -169,7 +178,8 @@ class _Trial:
         with self.stage("deploy"):
             settled = settle(model, self.recipe, self.bench.calibration[:GATE_SAMPLES])
             freeze_(settled)
-            deployed = deploy(self.bench.runtime, settled, self.bench.example, draft, self.bench.target.threads)
+            write_folder(draft, partial(self.bench.runtime.write, settled, self.bench.example))
+            deployed = self.bench.runtime.open(draft, self.bench.target.threads, settled)
         with self.stage("measure"):
             timing = compare(self.bench.deployed, deployed, self.bench.inputs, GATE)
         shutil.rmtree(draft)
@@ -226,10 +236,9 @@ def recovery_samples(bench: Bench, recipe: Recipe) -> Iterator[Sample]:
 
 
 def _with_teacher(bench: Bench, steps: int, seed: int) -> Iterator[Sample]:
-    teacher = bench.task.model.to(bench.device)
     for inputs, targets in stream(bench.task, steps, seed):
         inputs = inputs.to(bench.device)
-        yield inputs, targets.to(bench.device), outputs_of(teacher, inputs).to(bench.device)
+        yield inputs, targets.to(bench.device), outputs_of(bench.teacher, inputs).to(bench.device)
 
 
 def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
@@ -270,4 +279,4 @@ def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:
 
 def _write_artifact(bench: Bench, model: nn.Module, folder: Path) -> None:
     bench.runtime.write(model, bench.example, folder)
-    save_file(weights(model), folder / WEIGHTS)
+    write_weights(model, folder)

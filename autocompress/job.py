@@ -41,6 +41,7 @@ __all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_stud
 
 IN_MEMORY = "(in memory)"
 CACHE = ".cache"
+PERFECT = 100.0  # points of a metric that a model without mistakes gets
 SAMPLE_STEPS = 3
 MEASURING_SECONDS = 2.0  # of a trial: deploying twice, timing twice
 
@@ -215,7 +216,8 @@ def _device(name: str) -> str:
 
 
 def _stem(task: Task | str) -> str:
-    return task.name if isinstance(task, Task) else task.rpartition(":")[2]
+    """What a study is called when nobody names it: the task, or the module that its factory is in."""
+    return task.name if isinstance(task, Task) else task.partition(":")[0].rpartition(".")[2]
 
 
 def _read(path: Path) -> str:
@@ -275,17 +277,24 @@ def _same_machine(paths: RunPaths) -> None:
 def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
     """Trials until the budget is used, the front on holdout, the report."""
     bench = _bench(paths, config, task, progress)
-    total, finished = config.budget.trials, len(paths.results())
-    with progress.stage("trials", total, done=finished) as advance:
+    finished = paths.results()
+    with progress.stage("trials", config.budget.trials, done=len(finished)) as advance:
 
         def tell(result: TrialResult) -> None:
+            finished.append(result)
             progress.say(_in_words(result))
             advance(1)
 
         def one(proposal: Proposal) -> TrialResult:
-            return evaluate(proposal.recipe, bench, _gate(paths, config, bench), paths.trial(proposal.number).folder)
+            gate = Gate(config.min_speedup, pareto.points(finished), bench.baseline.accuracy - PERFECT)
+            return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
+    if stopped == "exhausted":
+        progress.say(
+            f"the search ended after {len(finished)} finished trials: twenty proposals in a row were recipes that are finished already. "
+            "A wider space (--space large, or more choices in your own) has more to find."
+        )
     _confirm_front(paths, config, bench, progress)
     summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
     write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -293,12 +302,6 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
         if any(result.measurement for result in paths.results()):
             write_report(paths, summary)
     return Study(paths)
-
-
-def _gate(paths: RunPaths, config: SearchConfig, bench: Bench) -> Gate:
-    measured = (result.measurement for result in pareto.front(paths.results()))
-    points = tuple((one.speedup, one.drop) for one in measured if one is not None)
-    return Gate(config.min_speedup, points, bench.baseline.accuracy - 100.0)
 
 
 def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:

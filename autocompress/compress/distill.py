@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name torch's own documentation uses)
+from torch.nn import functional as F
 
 from autocompress.recipe import Distillation
 

@@ -19,7 +19,7 @@ CHEAP_LOADING_SECONDS = 0.1  # a slower artifact is loaded once only
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to sample: ``segments`` at least, then until the interval is at most ``width`` of the ratio wide or ``seconds`` are spent."""
+    """How long to sample: ``segments``, then until the interval is at most ``width`` of the ratio wide or ``seconds`` are spent."""
 
     width: float
     seconds: float
@@ -83,7 +83,10 @@ def _reopened(both: tuple[Deployed, Deployed], random: np.random.Generator) -> t
 
 
 def interval(ratios: NDArray[np.float64], random: np.random.Generator, draws: int = 1000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median (Efron 1979), drawing whole segments, for the pairs of one are alike; ratios (segments * SEGMENT,)."""
+    """Bootstrap 95 % interval of the median (Efron 1979), drawing whole segments, for the pairs of one are alike.
+
+    ratios (segments * SEGMENT,), in the order of time.
+    """
     segments = ratios.reshape(-1, SEGMENT)
     picks = random.integers(0, len(segments), size=(draws, len(segments)))
     low, high = np.quantile(np.median(segments[picks].reshape(draws, -1), axis=1), (0.025, 0.975))

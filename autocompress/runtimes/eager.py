@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autocompress.blocks import FakeQuantized
@@ -55,16 +55,17 @@ class Eager:
     def write(self, model: nn.Module, example: Tensor, folder: Path) -> None:
         if isinstance(model, FakeQuantized) and not self.simulates_bits:
             raise InfeasibleRecipe(f"{', '.join(model.bits)}: eager PyTorch has no integer kernels here; set weight_bits to 32")
-        save_file(weights(model), folder / WEIGHTS)
+        write_weights(model, folder)
 
     def open(self, folder: Path, threads: int, model: nn.Module) -> EagerDeployed:
         model.load_state_dict(read_weights(folder))
         return self.deployed(folder, threads, model)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model as safetensors wants it: contiguous, on the CPU, tied tensors once each."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """The state of a model as safetensors: contiguous, on the CPU, tied tensors under each of their names."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(save(state))  # not save_file: it reports a full disk as something else than an OSError
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -44,6 +44,11 @@ def front(results: Iterable[TrialResult]) -> list[TrialResult]:
     return found
 
 
+def points(results: Iterable[TrialResult]) -> tuple[tuple[float, float], ...]:
+    """(speedup, drop) of the front, fastest first."""
+    return tuple((one.speedup, one.drop) for _, one in measured(front(results)))
+
+
 def best(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
     """The fastest measured trial within both bounds on the search split."""
     within = [pair for pair in measured(results) if bounds.hold(pair[1].drop, pair[1].speedup)]

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name torch's own documentation uses)
+from torch.nn import functional as F
 
 from autocompress.progress import Progress
 from autocompress.runs import write_atomically
@@ -81,7 +81,7 @@ def digits(cache: Path, progress: Progress) -> Task:
         model.load_state_dict(load_file(file))
     else:
         train_baseline_(model, Batches(*train, BATCH, jitter), progress)
-        write_atomically(file, lambda draft: save_file(model.state_dict(), draft))
+        write_atomically(file, lambda draft: draft.write_bytes(save(model.state_dict())))
     return Task(
         name="digits",
         model=model.eval(),

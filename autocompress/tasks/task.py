@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name torch's own documentation uses)
+from torch.nn import functional as F
 
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress

@@ -123,7 +123,7 @@ def test_of_two_splits_the_second_is_cut_in_halves_class_by_class_and_a_note_say
     for label in range(10):
         assert abs(int((search_y == label).sum()) - int((holdout_y == label).sum())) <= 1
     assert torch.equal(y[search.flatten().long()], search_y)
-    assert any("no holdout split was given: 75 of 150 search samples" in note for note in task.notes)
+    assert any("75 of 150 search samples" in note for note in task.notes)
 
 
 def test_the_cut_follows_the_seed() -> None:

@@ -1,0 +1,247 @@
+"""The whole job from Python, with a task in memory: what is found, how it goes on, what its summary says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import toy_task
+from toy_runs import call, copied, fingerprints, search_arguments
+
+import autocompress
+from autocompress import Space
+from autocompress.config import BitChoices, RecoverySpace, Shares
+from autocompress.errors import InvalidStudy
+from autocompress.job import dry_run
+from autocompress.job import search as job_search
+from autocompress.progress import Progress
+from autocompress.runs import RunPaths
+from autocompress.saved import Study
+
+SPACE = Space(
+    keep=Shares(choices=(1.0, 0.5)),
+    weight_bits=BitChoices(choices=(32, 7)),
+    recovery=RecoverySpace(steps=2, quantized_steps=1, learning_rate=(0.001, 0.002, 0.003)),
+)
+KEYS = (
+    "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup baseline front best nearest hypervolume"
+)
+ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes holdout"
+HELD = "speedup speedup_low speedup_high drop"
+BASELINE = "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric target task_digest machine"
+
+
+def searched(runs: Path, budget: int | str = 4, **changes: Any) -> Study:
+    asked: dict[str, Any] = {"space": SPACE, "runtime": "fake", "threads": 1, "device": "cpu", "max_drop": 100.0, "min_speedup": 0.01}
+    return autocompress.search(toy_task.make(), budget=budget, runs=runs, progress=Progress(quiet=True), **(asked | changes))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return searched(tmp_path_factory.mktemp("job") / "runs")
+
+
+# ---- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_a_task_in_memory_is_searched_in_one_call(study: Study) -> None:
+    assert study.config.study == "toy"
+    assert study.config.task == "(in memory)"
+    assert len(study.results) == 4
+    assert study.summary["state"] == "finished"
+    assert study.summary["stopped"] == "budget"
+    assert study.best() is not None
+
+
+def test_the_summary_has_these_keys_and_no_others(study: Study) -> None:
+    summary = study.summary
+    assert list(summary) == KEYS.split()
+    assert set(summary["baseline"]) == set(BASELINE.split())
+    for row in summary["front"]:
+        assert set(row) == set(ROW.split())
+        assert set(row["holdout"]) == set(HELD.split())
+    assert set(summary["best"]) == {*ROW.split(), "confirmed"}
+    assert summary["nearest"] is None
+
+
+def test_in_the_summary_numbers_are_numbers_and_it_is_strict_json(study: Study) -> None:
+    summary = study.summary
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    rows = [*summary["front"], *(row["holdout"] for row in summary["front"])]
+    for row in rows:
+        assert all(type(row[key]) is float for key in HELD.split())
+    for key in ("latency_ms", "eager_latency_ms", "accuracy", "holdout_accuracy"):
+        assert type(summary["baseline"][key]) is float
+    assert all(type(row["trial"]) is int and type(row["size_bytes"]) is int for row in summary["front"])
+    assert (type(summary["finished"]), type(summary["budget"]), summary["budget_seconds"]) == (int, int, None)
+    assert sum(summary["outcomes"].values()) == summary["finished"]
+
+
+def test_the_summary_on_disk_is_the_one_that_is_returned(study: Study) -> None:
+    assert json.loads(study.paths.pareto.read_text()) == study.summary
+
+
+def test_every_member_of_the_front_was_measured_on_holdout_and_nothing_else(study: Study) -> None:
+    front = {row["trial"] for row in study.front()}
+    assert front == set(study.paths.holdouts())
+    assert all(measured.split == "holdout" and measured.samples == 157 for measured in study.paths.holdouts().values())
+    assert all(result.measurement is None or result.measurement.split == "search" for result in study.results)
+
+
+def test_best_is_the_fastest_within_both_bounds_on_the_search_split(tmp_path: Path) -> None:
+    study = searched(tmp_path / "runs", budget=8, max_drop=20.0, min_speedup=1.05)
+    within = [
+        (result.measurement.speedup, result.number)
+        for result in study.results
+        if result.measurement and result.measurement.drop <= 20 and result.measurement.speedup >= 1.05
+    ]
+    best = study.best()
+    assert best is not None
+    assert best["trial"] == max(within)[1]
+    assert best["confirmed"] is (best["holdout"]["drop"] <= 20 and best["holdout"]["speedup"] >= 1.05)
+
+
+def test_holdout_contradicts_and_never_selects(study: Study, tmp_path: Path) -> None:
+    own = Study(copied(study.paths, tmp_path))
+    before = own.best()
+    assert before is not None
+    assert before["confirmed"] is True
+    file = own.paths.trial(before["trial"]).holdout
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"drop": 100.5}))
+    after = own.best()
+    assert after is not None
+    assert after["trial"] == before["trial"]
+    assert after["confirmed"] is False
+
+
+def test_the_study_gives_front_csv_report_words_and_export(study: Study, tmp_path: Path) -> None:
+    own = Study(copied(study.paths, tmp_path))
+    speeds = [row["speedup"] for row in own.front()]
+    assert speeds == sorted(speeds, reverse=True)
+    assert len(own.csv().splitlines()) == 1 + 4
+    html, png = own.report()
+    assert html.stat().st_size > 1000
+    assert png.read_bytes().startswith(b"\x89PNG")
+    best = own.best()
+    assert best is not None
+    assert any("channels" in line or "bit" in line for line in own.words(best["trial"]))
+    assert (own.export("best", tmp_path / "out") / "measured.json").exists()
+
+
+def test_study_db_holds_the_same_trials_for_the_dashboard(study: Study) -> None:
+    held = optuna.load_study(study_name="toy", storage=f"sqlite:///{study.paths.database}").trials
+    assert [trial.user_attrs["digest"] for trial in held] == [result.recipe.digest for result in study.results]
+    assert [trial.values for trial in held] == [[r.measurement.speedup, r.measurement.drop] for r in study.results if r.measurement]
+
+
+# ---- how it goes on -------------------------------------------------------------------------------------------------
+
+
+def test_a_larger_budget_goes_on_and_leaves_finished_trials_untouched(study: Study, tmp_path: Path) -> None:
+    paths = copied(study.paths, tmp_path)
+    before = fingerprints(paths)
+    resumed = autocompress.resume("toy", budget=6, runs=paths.runs, task=toy_task.make(), progress=Progress(quiet=True))
+    after = fingerprints(paths)
+    assert [result.number for result in resumed.results] == [0, 1, 2, 3, 4, 5]
+    assert {name: after[name] for name in before} == before
+    assert len({result.recipe.digest for result in resumed.results}) == 6
+    assert (resumed.summary["finished"], resumed.summary["budget"], resumed.summary["state"]) == (6, 6, "finished")
+    assert len(optuna.load_study(study_name="toy", storage=f"sqlite:///{paths.database}").trials) == 6
+    assert resumed.config.budget.trials == RunPaths(paths.runs, "toy").read_config().budget.trials == 6
+
+
+def test_a_used_budget_runs_nothing_and_measures_nothing_again(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = copied(study.paths, tmp_path)
+    before = {file: file.read_bytes() for file in paths.folder.glob("trials/*/*.json")}
+    for name in ("evaluate", "confirm"):
+        monkeypatch.setitem(job_search.__globals__, name, lambda *arguments: pytest.fail("nothing was left to do"))
+    resumed = autocompress.resume("toy", runs=paths.runs, task=toy_task.make(), progress=Progress(quiet=True))
+    assert {file: file.read_bytes() for file in paths.folder.glob("trials/*/*.json")} == before
+    assert resumed.summary == study.summary
+
+
+def test_a_task_in_memory_has_to_be_given_again(study: Study) -> None:
+    with pytest.raises(InvalidStudy, match=r"made from a task in memory: resume it in Python with resume\('toy', task=\.\.\.\)"):
+        autocompress.resume("toy", runs=study.paths.runs)
+
+
+def test_a_second_search_takes_another_name_and_a_given_name_is_never_taken_twice(study: Study, tmp_path: Path) -> None:
+    paths = copied(study.paths, tmp_path)
+    assert searched(paths.runs, budget=1).config.study == "toy-2"
+    with pytest.raises(InvalidStudy, match="exists.*: go on with `autocompress resume toy`, or give another --study"):
+        searched(paths.runs, budget=1, study="toy")
+
+
+def test_a_budget_of_time_ends_by_the_clock(tmp_path: Path) -> None:
+    summary = searched(tmp_path / "runs", budget="1s").summary
+    assert (summary["budget"], summary["budget_seconds"], summary["stopped"], summary["state"]) == (None, 1.0, "time", "finished")
+    assert summary["finished"] >= 1
+
+
+def test_an_exhausted_space_ends_the_search_and_says_so(tmp_path: Path) -> None:
+    narrow = Space(keep=Shares(choices=(1.0, 0.5)), recovery=RecoverySpace(steps=0, quantized_steps=0))
+    summary = searched(tmp_path / "runs", budget=50, space=narrow).summary
+    assert summary["stopped"] == "exhausted"
+    assert summary["finished"] == 2
+    assert summary["state"] == "finished"
+
+
+def test_a_bug_stops_the_study_and_loses_nothing(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = copied(study.paths, tmp_path)
+    before = fingerprints(paths)
+    with monkeypatch.context() as broken:
+        broken.setitem(job_search.__globals__, "evaluate", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            autocompress.resume("toy", budget=5, runs=paths.runs, task=toy_task.make(), progress=Progress(quiet=True))
+    assert fingerprints(paths) == before
+    assert Study(paths).summary["state"] == "interrupted"
+    resumed = autocompress.resume("toy", runs=paths.runs, task=toy_task.make(), progress=Progress(quiet=True))
+    assert resumed.summary["finished"] == 5
+
+
+# ---- exit codes -----------------------------------------------------------------------------------------------------
+
+
+def test_no_recipe_within_the_bounds_is_exit_code_3_with_the_nearest_shown_and_marked(tmp_path: Path) -> None:
+    arguments = search_arguments(tmp_path / "runs", "strict", 4, "fake")
+    done = call(*arguments, "--max-drop", "0", "--min-speedup", "2", "--json")
+    assert done.exit_code == 3, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["best"] is None
+    assert summary["nearest"]["confirmed"] is False
+    assert summary["nearest"]["holdout"] is not None
+    assert "NO RECIPE MEETS BOTH BOUNDS" in done.stderr
+    assert RunPaths(tmp_path / "runs", "strict").report.exists()
+
+
+def test_where_everything_is_too_slow_nothing_is_measured_and_all_is_still_written(tmp_path: Path) -> None:
+    arguments = search_arguments(tmp_path / "runs", "slow", 3, "fake")
+    done = call(*arguments, "--min-speedup", "1000", "--json")
+    assert done.exit_code == 3, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["outcomes"] == {"gated": 3}
+    assert (summary["best"], summary["nearest"], summary["front"]) == (None, None, [])
+    assert call("show", "slow", "--runs", str(tmp_path / "runs")).exit_code == 0
+
+
+# ---- without a study ------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_layers_space_and_time_and_writes_no_study(tmp_path: Path) -> None:
+    plan = dry_run(toy_task.make(), runs=tmp_path / "runs", space=SPACE, runtime="fake", budget=10, threads=1)
+    assert [layer.name for layer in plan.layers] == ["conv1", "conv2", "head"]
+    assert plan.size == 2 * 2**3 * 3
+    assert plan.seconds_estimate > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_is_replayed_with_no_study_and_gives_what_the_study_gave(study: Study, tmp_path: Path) -> None:
+    best = study.best()
+    assert best is not None
+    asked: dict[str, Any] = {"runtime": "fake", "threads": 1, "device": "cpu", "progress": Progress(quiet=True)}
+    result = autocompress.apply(study.recipe(), task=toy_task.make(), out=tmp_path / "out", runs=tmp_path / "runs", **asked)
+    assert result.measurement is not None
+    assert result.measurement.accuracy == best["accuracy"]
+    assert json.loads((tmp_path / "out" / "measured.json").read_text())["holdout"]["split"] == "holdout"
+    assert list((tmp_path / "runs").iterdir()) == []
