@@ -54,7 +54,9 @@ class LowRankConv2d(nn.Module):
         self.padding_mode = like.padding_mode
         self.core: nn.Conv2d | None = None
         if like.weight[0, 0].numel() == 1:
-            self.reduce = nn.Conv2d(like.in_channels, rank_in, 1, self.stride, self.padding, bias=False)  # type: ignore[arg-type]
+            self.reduce = nn.Conv2d(
+                like.in_channels, rank_in, 1, self.stride, self.padding, bias=False, padding_mode=self.padding_mode  # type: ignore[arg-type]
+            )
         else:
             self.reduce = nn.Conv2d(like.in_channels, rank_in, 1, bias=False)
             geometry = {name: getattr(like, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
@@ -212,7 +214,7 @@ def scopes(model: nn.Module, stack: list[str]) -> Iterator[None]:
 LAYERS: tuple[Callable[..., Tensor], ...] = (torch.conv2d, F.linear)
 JOINS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.add_, torch.Tensor.__iadd__)
 POOLS = (F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, torch.Tensor.mean)
-ABSORBED = (F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, F.relu6)
+ABSORBED = (F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, F.relu6, F.hardtanh)
 # The values stay on the grid they were on.
 RESHAPES = (
     torch.flatten, torch.Tensor.flatten, torch.reshape, torch.Tensor.reshape, torch.Tensor.view, torch.Tensor.contiguous,
@@ -249,7 +251,8 @@ class _Flow(TorchFunctionMode):
         if func in LAYERS:
             return self._layer(func, scope, place, args, kwargs)
         if func in ABSORBED and self._is_pending(args[0]):
-            return self._mark(func(*args, **kwargs), self.pending[_key(args[0])])
+            float_is_fine = self.pending[_key(args[0])]  # read before the call: in place, it makes a new version
+            return self._mark(func(*args, **kwargs), float_is_fine)
         if func in RESHAPES:
             return self._reshape(func, place, args, kwargs)
         is_integer = func is torch.cat or (func in JOINS and _is_join(args)) or (func in POOLS and _is_spatial(name, args, kwargs))
@@ -272,8 +275,10 @@ class _Flow(TorchFunctionMode):
         """Rounded before and after with one quantizer, so that the kernels on both sides stay integer."""
         x, key = self._round(args[0], f"{place}|0", 8)
         out: Tensor = func(x, *args[1:], **kwargs)
-        self._remember(out, self._apply(key, out), key)
-        return out
+        leaves_grid = func is F.dropout and self.owner.training  # it scales what it keeps
+        rounded = out if leaves_grid else self._apply(key, out)
+        self._remember(out, rounded, key)
+        return rounded
 
     def _round_all(self, args: Any, place: str, everything: bool) -> Any:
         """Round the pending tensors among ``args``; with ``everything`` the float ones too, for they meet an integer kernel."""
@@ -302,7 +307,7 @@ class _Flow(TorchFunctionMode):
                 points[key] = ActivationQuantizer(bits).to(x.device)
             points[key].observe_(x)  # type: ignore[operator]
             return x
-        return points[key](x)  # type: ignore[no-any-return]
+        return points[key](x) if key in points else x  # a branch that only training takes was never calibrated
 
     def _remember(self, x: Tensor, out: Tensor, key: str) -> None:
         self.alive += [x, out]

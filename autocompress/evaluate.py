@@ -178,8 +178,7 @@ class _Trial:
         with self.stage("deploy"):
             settled = settle(model, self.recipe, self.bench.calibration[:GATE_SAMPLES])
             freeze_(settled)
-            write_folder(draft, partial(self.bench.runtime.write, settled, self.bench.example))
-            deployed = self.bench.runtime.open(draft, self.bench.target.threads, settled)
+            deployed = deploy(self.bench.runtime, settled, self.bench.example, draft, self.bench.target.threads)
         with self.stage("measure"):
             timing = compare(self.bench.deployed, deployed, self.bench.inputs, GATE)
         shutil.rmtree(draft)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from autocompress.compress.build import rebuild
-from autocompress.errors import InvalidRecipe, UserError
+from autocompress.errors import InfeasibleRecipe, InvalidRecipe, UserError
 from autocompress.recipe import from_yaml, to_yaml
 from autocompress.records import Baseline, Machine, Measurement, TrialResult
 from autocompress.runs import write_folder
@@ -93,9 +93,17 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     file = folder / "recipe.yaml"
     if not file.exists():
         raise InvalidRecipe(f"{file}: no such file; {folder} is not an exported folder")
-    model = rebuild(task.model, from_yaml(file.read_text(encoding="utf-8"), str(file)), calibration(task))
+    recipe = from_yaml(file.read_text(encoding="utf-8"), str(file))
+    known = {name for name, _ in task.model.named_modules()}
+    strangers = [plan.name for plan in recipe.layers if plan.name not in known]
+    if strangers:
+        raise InvalidRecipe(f"{file}: the model of task {task.name!r} has no layer {', '.join(strangers)}; give the task it was made from")
     try:
+        model = rebuild(task.model, recipe, calibration(task))
         model.load_state_dict(read_weights(folder))
-    except RuntimeError as error:  # torch lists names and shapes that do not fit
-        raise InvalidRecipe(f"{folder}: the weights do not fit the model of task {task.name!r}: {str(error).splitlines()[0]}") from None
+    except InfeasibleRecipe as error:
+        raise InvalidRecipe(f"{file}: {error}") from None
+    except RuntimeError as error:  # torch lists names and shapes that do not fit, a line each
+        first = " ".join(str(error).splitlines()[1:2]).strip() or str(error)
+        raise InvalidRecipe(f"{folder}: the weights do not fit the model of task {task.name!r}: {first}") from None
     return model

@@ -35,7 +35,7 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
-from autocompress.tasks.task import Task, calibration, check, find_task, stream, with_holdout
+from autocompress.tasks.task import Task, calibration, check, digest, find_task, stream, with_holdout
 
 __all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_studies", "load", "report", "resume", "search", "show"]
 
@@ -81,8 +81,13 @@ def search(
         raise InvalidStudy(f"study {config.study!r} exists: go on with `autocompress resume {config.study}`, or give another --study")
     progress.begin(config, paths.folder)
     with only_driver(paths):
-        paths.write_config(config)
-        return _drive(paths, config, _found(task, paths, progress), progress)
+        try:
+            paths.write_config(config)
+            return _drive(paths, config, _found(task, paths, progress), progress)
+        except UserError:
+            if not paths.results():
+                shutil.rmtree(paths.folder, ignore_errors=True)  # wrong input leaves no study behind
+            raise
 
 
 def resume(
@@ -102,7 +107,6 @@ def resume(
     progress.begin(config, paths.folder)
     with only_driver(paths):
         _same_machine(paths)
-        paths.write_config(config)
         return _drive(paths, config, _found(task or config.task, paths, progress), progress)
 
 
@@ -246,14 +250,14 @@ def _bench(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
 
     Raises InvalidStudy where the task is not the one that the study began with.
     """
+    stored = paths.read_baseline() if paths.baseline.exists() else None
+    if stored is not None and stored.task_digest != (now := digest(task)):
+        raise InvalidStudy(
+            f"study {paths.study!r}: the task changed since (weights or data: {stored.task_digest} then, {now} now); "
+            "its results would not compare. Restore the task or start a new study with --study."
+        )
     bench = prepare(task, config.target, torch.device(config.device), paths.baseline_artifact, progress)
-    if paths.baseline.exists():
-        stored = paths.read_baseline()
-        if stored.task_digest != bench.baseline.task_digest:
-            raise InvalidStudy(
-                f"study {paths.study!r}: the task changed since (weights or data: {stored.task_digest} then, {bench.baseline.task_digest} "
-                "now); its results would not compare. Restore the task or start a new study with --study."
-            )
+    if stored is not None:
         bench.baseline = stored
         return bench
     write_text(paths.machine, to_json(bench.machine))
@@ -277,6 +281,7 @@ def _same_machine(paths: RunPaths) -> None:
 def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
     """Trials until the budget is used, the front on holdout, the report."""
     bench = _bench(paths, config, task, progress)
+    paths.write_config(config)  # with the new budget of a resume, now that nothing can be refused any more
     finished = paths.results()
     with progress.stage("trials", config.budget.trials, done=len(finished)) as advance:
 
@@ -295,6 +300,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             f"the search ended after {len(finished)} finished trials: twenty proposals in a row were recipes that are finished already. "
             "A wider space (--space large, or more choices in your own) has more to find."
         )
+    _finish_nearest(paths, bench, finished, progress)
     _confirm_front(paths, config, bench, progress)
     summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
     write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -302,6 +308,19 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
         if any(result.measurement for result in paths.results()):
             write_report(paths, summary)
     return Study(paths)
+
+
+def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], progress: Progress) -> None:
+    """Where the gate stopped every trial there would be nothing to show: run the fastest of them to its end after all."""
+    gated = [result for result in finished if result.gate_speedup is not None]
+    if not gated or any(result.measurement for result in finished):
+        return
+    nearest = max(gated, key=lambda result: result.gate_speedup or 0.0)
+    with progress.stage("training the nearest recipe, for the gate stopped all"):
+        result = evaluate(nearest.recipe, bench, Gate(), paths.trial(nearest.number).folder)
+    kept = {name: getattr(nearest, name) for name in ("number", "source", "params", "finished_at")}
+    paths.write_result(result.model_copy(update=kept))
+    progress.say(_in_words(result.model_copy(update=kept)))
 
 
 def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:

@@ -285,7 +285,17 @@ def only_driver(paths: RunPaths) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
+        sweep(paths.folder)
         yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed driver left half-written; only for the holder of the lock."""
+    for leftover in [*folder.rglob(".*.draft"), *folder.rglob(".*.older")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def is_running(paths: RunPaths) -> bool:

@@ -75,7 +75,8 @@ class Study:
             return None
         try:
             ended = json.loads(self.paths.pareto.read_text(encoding="utf-8"))
-            return str(ended["stopped"]) if ended["finished"] == finished else None
+            asked = {"finished": finished, "budget": self.config.budget.trials, "budget_seconds": self.config.budget.seconds}
+            return str(ended["stopped"]) if all(ended[name] == value for name, value in asked.items()) else None
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidStudy(f"{self.paths.pareto}: not what a search wrote ({error!r}); delete it and `autocompress resume`") from None
 

@@ -64,12 +64,13 @@ def _costs(model: nn.Module, example: Tensor) -> dict[str, tuple[Any, int]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             hooks.append(module.register_forward_hook(record(name)))
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # one by one: some may be frozen in eval mode
     try:
         with torch.no_grad():
             model.eval()(example)
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
         for handle in hooks:
             handle.remove()
     return costs

@@ -250,9 +250,9 @@ def present_layers(layers: Sequence[LayerInfo], console: Terminal) -> None:
             console.line(f"{layer.name}: {'; '.join(reasons)}")
 
 
-def present_space(dimensions: Sequence[tuple[str, Sequence[object]]], combinations: int, console: Terminal) -> None:
+def present_space(dimensions: Sequence[tuple[str, Sequence[float]]], combinations: int, console: Terminal) -> None:
     """What a search would vary, and in how many ways."""
-    named = [(name, ", ".join(map(str, choices))) for name, choices in dimensions]
+    named = [(name, ", ".join(f"{choice:g}" for choice in choices)) for name, choices in dimensions]
     console.print(table(("what varies", "choices"), named))
     exact = f"{combinations:,}" if combinations < 10**6 else f"about 10^{math.log10(combinations):.0f}"
     console.field("space", f"{len(dimensions)} dimensions, {exact} combinations")

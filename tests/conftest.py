@@ -11,8 +11,6 @@ from hypothesis import settings
 # Pattern of test ids -> why that test may be skipped. Any other skip fails CI: a test that never runs promises nothing.
 ALLOWED_SKIPS: dict[str, str] = {}
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for toy_task and toy_runs: --import-mode=importlib adds no folder
-
 settings.register_profile("shared machine", deadline=None)  # a slow moment of the machine is not a failure of the code
 settings.load_profile("shared machine")
 
@@ -30,6 +28,10 @@ def in_ci() -> bool:
 def remember(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail") and not is_allowed(report.nodeid, ALLOWED_SKIPS):
         unlisted_skips.append(report.nodeid)
+
+
+def pytest_configure() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # for toy_task and toy_runs: --import-mode=importlib adds no folder
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

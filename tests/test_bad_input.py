@@ -5,20 +5,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-import toy_task
 from toy_runs import Finished, call, copied, ended, fingerprints, largest_file, leftovers, search_arguments, start
 from typer.testing import Result
 
 from autocompress.runs import RunPaths, only_driver
 
-WRONG_TASKS = (
-    "absent:make raises returns_a_model wrong_input nan_metric raising_metric empty_search empty_train no_pairs_in_search "
-    "no_pairs_in_train loader_that_raises infinite_outputs"
-).split()
+WRONG_TASKS = [
+    *("absent:make", "raises", "returns_a_model", "wrong_input", "nan_metric", "raising_metric", "infinite_outputs"),
+    *("empty_search", "empty_train", "no_pairs_in_search", "no_pairs_in_train", "loader_that_raises"),
+]
 
 
 def refused(done: Result) -> str:
@@ -61,9 +59,17 @@ def test_an_unknown_task_in_a_real_process_is_one_line_on_stderr(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", WRONG_TASKS)
-def test_a_task_that_is_wrong_is_refused_and_its_study_name_stays_free(tmp_path: Path, name: str) -> None:
+def test_a_task_that_is_wrong_is_refused(tmp_path: Path, name: str) -> None:
     assert "task" in refused(search(tmp_path, task=name if ":" in name else f"toy_task:{name}"))
+
+
+@pytest.mark.parametrize("name", ["absent:make", "toy_task:raises", "toy_task:nan_metric"])
+def test_after_a_refusal_the_name_of_the_study_is_still_free(tmp_path: Path, name: str) -> None:
+    """Or a typing error in --task would have to be answered with another --study."""
+    refused(search(tmp_path, task=name))
     assert nothing_was_made(tmp_path)
+    assert call("list", "--runs", str(tmp_path / "runs")).stdout.startswith("No studies in")
+    assert search(tmp_path).exit_code == 0
 
 
 SPACES = {
@@ -112,11 +118,13 @@ def test_a_study_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "named"),
-    [("--max-drop", "nan", "max_drop"), ("--max-drop", "inf", "max_drop"), ("--min-speedup", "nan", "min_speedup"), ("--min-speedup", "0", "min_speedup")],
-)  # fmt: skip
-def test_bounds_that_are_no_numbers_are_refused(tmp_path: Path, option: str, value: str, named: str) -> None:
-    assert named in refused(search(tmp_path, option, value))
+    ("option", "value"), [("--max-drop", "nan"), ("--max-drop", "inf"), ("--min-speedup", "nan"), ("--min-speedup", "0")]
+)
+def test_bounds_that_are_no_numbers_or_senseless_are_refused(tmp_path: Path, option: str, value: str) -> None:
+    """By the option or by the settings: what comes first depends on the version of click."""
+    done = search(tmp_path, option, value)
+    last = misused(done).splitlines()[-1].replace("_", "-")
+    assert option.removeprefix("--") in last
     assert nothing_was_made(tmp_path)
 
 
@@ -267,7 +275,7 @@ def test_on_a_disk_too_full_for_the_baseline_the_file_is_named_and_no_study_is_l
     with largest_file(8_000):
         line = refused(search(tmp_path))
     assert "baseline" in line
-    assert leftovers(tmp_path) == []
+    assert nothing_was_made(tmp_path)
 
 
 def test_on_a_disk_too_full_for_the_report_all_trials_are_kept_and_a_resume_ends_well(tmp_path: Path) -> None:
@@ -287,12 +295,23 @@ def full(*arguments: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def weights_cannot_be_written(broken: pytest.MonkeyPatch) -> None:
-    broken.setattr(import_module("autocompress.evaluate"), "save_file", full)
+def weights_fail(broken: pytest.MonkeyPatch, *, of_artifact: bool) -> None:
+    write = Path.write_bytes
+
+    def written(file: Path, content: bytes) -> int:
+        if file.name == "weights.safetensors" and "trials" in file.parts and file.parent.name.startswith(".artifact") is of_artifact:
+            full()
+        return write(file, content)
+
+    broken.setattr(Path, "write_bytes", written)
 
 
-def draft_cannot_be_written(broken: pytest.MonkeyPatch) -> None:
-    broken.setattr("autocompress.runtimes.fake.Fake.write", full)
+def artifact_cannot_be_written(broken: pytest.MonkeyPatch) -> None:
+    weights_fail(broken, of_artifact=True)
+
+
+def draft_for_the_gate_cannot_be_written(broken: pytest.MonkeyPatch) -> None:
+    weights_fail(broken, of_artifact=False)
 
 
 def result_cannot_be_flushed(broken: pytest.MonkeyPatch) -> None:
@@ -306,7 +325,7 @@ def result_cannot_be_flushed(broken: pytest.MonkeyPatch) -> None:
     broken.setattr(os, "fsync", flushed)
 
 
-@pytest.mark.parametrize("fault", [weights_cannot_be_written, draft_cannot_be_written, result_cannot_be_flushed])
+@pytest.mark.parametrize("fault", [artifact_cannot_be_written, draft_for_the_gate_cannot_be_written, result_cannot_be_flushed])
 def test_on_a_disk_that_fills_during_a_trial_the_others_are_kept_and_the_file_is_named(
     undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
@@ -321,8 +340,3 @@ def test_on_a_disk_that_fills_during_a_trial_the_others_are_kept_and_the_file_is
     assert leftovers(paths.folder) == []
     assert resume(paths).exit_code == 0
     assert len(fingerprints(paths)) == 17
-
-
-def test_the_toy_is_what_the_tests_take_it_for() -> None:
-    """The right factory passes where the wrong ones are refused: a change of it that broke it would make these tests pass for nothing."""
-    assert toy_task.make().name == "toy"

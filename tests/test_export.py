@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 import toy_task
-from toy_runs import Finished
 from torch import nn
+from toy_runs import Finished
 
 import autocompress
 from autocompress.errors import InvalidRecipe, InvalidStudy, UserError

@@ -169,7 +169,7 @@ def test_a_task_in_memory_has_to_be_given_again(study: Study) -> None:
 def test_a_second_search_takes_another_name_and_a_given_name_is_never_taken_twice(study: Study, tmp_path: Path) -> None:
     paths = copied(study.paths, tmp_path)
     assert searched(paths.runs, budget=1).config.study == "toy-2"
-    with pytest.raises(InvalidStudy, match="exists.*: go on with `autocompress resume toy`, or give another --study"):
+    with pytest.raises(InvalidStudy, match=r"exists.*: go on with `autocompress resume toy`, or give another --study"):
         searched(paths.runs, budget=1, study="toy")
 
 

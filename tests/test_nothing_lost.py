@@ -44,7 +44,7 @@ def test_a_search_that_is_killed_again_and_again_ends_like_one_that_never_was(un
     for index, moment in enumerate(moments):
         process = start(*(search if index == 0 else ["resume", "study", "--runs", str(paths.runs)]))
         wait_for(moment, process)
-        time.sleep(dice.uniform(0, 0.25))
+        time.sleep(dice.uniform(0, 0.08))
         kill(process)
         now = fingerprints(paths)
         assert {name: now[name] for name in seen} == seen, "a finished trial was written again"

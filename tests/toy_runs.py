@@ -93,7 +93,9 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
     """Until the condition holds or the process has ended."""
     until = time.monotonic() + PATIENCE_S
     while not condition() and process.poll() is None:
-        assert time.monotonic() < until, "the search does not get there"
+        if time.monotonic() > until:
+            kill(process)
+            raise AssertionError("the search does not get there")
         time.sleep(0.005)
 
 

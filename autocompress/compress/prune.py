@@ -45,6 +45,9 @@ def structure(model: nn.Module, example: Tensor) -> Structure:
     for name, layer in layers.items():
         if name in grouped:
             continue
+        if layer not in graph.module2node:
+            reasons[name] = "it does not run"
+            continue
         members, readers = _reach(graph, layers, layer)
         grouped.update(members)
         reason = _refusal(model, example, name, members, layers)
@@ -75,7 +78,9 @@ def prune(model: nn.Module, keep: Mapping[str, float], example: Tensor) -> nn.Mo
         graph.get_pruning_group(layers[name], _cutter(layers[name]), idxs=channels).prune()
     for parameter, original in zip(pruned.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
-    return pruned.train(model.training)
+    for module, original_module in zip(pruned.modules(), model.modules(), strict=True):
+        module.training = original_module.training
+    return pruned
 
 
 def _graph(model: nn.Module, example: Tensor, copied: bool = False) -> tuple[tp.DependencyGraph, dict[str, Layer]]:
@@ -113,7 +118,11 @@ def _refusal(model: nn.Module, example: Tensor, name: str, members: tuple[str, .
     """Cut one channel on a copy and look: the reason why this group may not be pruned, or an empty string."""
     if any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in map(layers.__getitem__, members)):
         return "it shares its width with a grouped convolution, which is not cut yet"
-    if min(_width(layers[member]) for member in members) < 2:
+    widths = {_width(layers[member]) for member in members}
+    if len(widths) > 1:
+        listed = ", ".join(map(str, sorted(widths)))
+        return f"layers of different widths ({listed}) depend on it, as they do on padded or concatenated shortcuts"
+    if min(widths) < 2:
         return "it has a single output channel"
     work = copy.deepcopy(model)
     graph, copies = _graph(work, example, copied=True)

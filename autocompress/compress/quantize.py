@@ -107,7 +107,7 @@ class _Readers(TorchFunctionMode):
         self.alive += [args, out]
         if isinstance(out, Tensor) and func in (torch.conv2d, F.linear, F.batch_norm):
             self.calls[scope] += 1
-            if func is not F.batch_norm:
+            if func is torch.conv2d or (func is F.linear and out.dim() == 2):  # else a norm is over another axis than the features
                 self.made[id(out), out._version] = scope
         return out
 

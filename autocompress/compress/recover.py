@@ -38,7 +38,9 @@ def recover_(model: nn.Module, recipe: Recipe, samples: Iterator[Sample], task_l
                 raise Diverged(f"recovery: the loss is {loss.item()} at step {step + 1} of {steps}; lower the learning rate ({rate:g})")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            if not torch.isfinite(norm):
+                raise Diverged(f"recovery: the gradient is {norm.item()} at step {step + 1} of {steps}; lower the learning rate ({rate:g})")
             optimizer.step()
             schedule.step()
     return model.eval()

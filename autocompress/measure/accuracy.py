@@ -17,5 +17,6 @@ def predict(deployed: Deployed, inputs: Tensor) -> Tensor:
 
 def agreement(outputs: Tensor, reference: Tensor) -> tuple[float, float]:
     """Share of samples (0..1) with equal largest output, and the largest absolute difference; both (N, classes)."""
-    same = (outputs.flatten(1).argmax(1) == reference.flatten(1).argmax(1)).float().mean().item()
+    count = len(outputs)
+    same = (outputs.reshape(count, -1).argmax(1) == reference.reshape(count, -1).argmax(1)).float().mean().item()
     return same, (outputs - reference).abs().max().item()

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -33,7 +34,7 @@ class EagerDeployed(Deployed):
 
     def run(self, inputs: Array) -> Array:
         with torch.no_grad():
-            outputs: Array = self.model(torch.from_numpy(inputs)).numpy()
+            outputs: Array = self.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
         return outputs
 
     def seconds(self, inputs: Array, calls: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Runtime turns a module into a Deployed callable: a folder of files that would be shipped, loaded the way it would be loaded."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.records import Machine
+from autocompress.runs import write_folder
 
 Array = NDArray[np.float32]
 
@@ -64,7 +66,6 @@ class Runtime(Protocol):
 
 
 def deploy(runtime: Runtime, model: nn.Module, example: Tensor, folder: Path, threads: int) -> Deployed:
-    """Write and load."""
-    folder.mkdir(parents=True, exist_ok=True)
-    runtime.write(model, example, folder)
+    """Write, whole or not at all, and load."""
+    write_folder(folder, partial(runtime.write, model, example))
     return runtime.open(folder, threads, model)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,16 +71,24 @@ class Batches:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Python's, numpy's and torch's global random states, borrowed and given back."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    outside = _states()
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        _restore(outside)
+
+
+def _states() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _restore(states: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
 
 
 def find_task(name: str, cache: Path, progress: Progress) -> Task:
@@ -101,9 +110,10 @@ def _import(name: str, module: str) -> object:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        rule = f"there is no module {missing!r}" if module.startswith(missing) else f"{module} imports {missing!r}, which is not installed"
+        is_it = f"{module}.".startswith(f"{missing}.")
+        rule = f"there is no module {missing!r}" if is_it else f"{module} imports {missing!r}, which is not installed"
         raise InvalidTask(f"--task {name}: {rule} (looked in {os.getcwd()} and the Python path)") from None
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise InvalidTask(f"--task {name}: importing {module} failed: {_line(error)}") from error
 
 
@@ -113,14 +123,14 @@ def _call(name: str, module: object, factory: str) -> Task:
         raise InvalidTask(f"--task {name}: {getattr(module, '__name__', module)} has no function {factory!r}")
     try:
         task = make()
-    except Exception as error:  # whatever a user's factory raises
+    except (Exception, SystemExit) as error:  # whatever a user's factory raises
         raise InvalidTask(f"--task {name}: {factory}() failed: {_line(error)}") from error
     if not isinstance(task, Task):
         raise InvalidTask(f"--task {name}: {factory}() must return an autocompress.Task, it returned {type(task).__name__}")
     return task
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """One line: the type, the message, and the deepest line of the user's code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -131,16 +141,32 @@ def _line(error: Exception) -> str:
 
 def gather(split: Iterable[Batch], what: str) -> Batch:
     """A whole split as two tensors. Raises InvalidTask where it is empty or does not yield (inputs, targets)."""
-    inputs, targets = [], []
     with seeded(0):
-        for index, batch in enumerate(split):
-            if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-                raise InvalidTask(f"task: {what}: batch {index} must be a pair of tensors (inputs, targets), got {type(batch).__name__}")
-            inputs.append(batch[0])
-            targets.append(batch[1])
-    if not inputs or not sum(map(len, inputs)):
+        pairs = list(checked(split, what))
+    return torch.cat([inputs for inputs, _ in pairs]), torch.cat([targets for _, targets in pairs])
+
+
+def checked(split: Iterable[Batch], what: str) -> Iterator[Batch]:
+    """The batches of a loader that are not empty. Raises InvalidTask where it raises, yields none, or something else than pairs."""
+    iterator, index, found = iter(split), 0, False
+    while True:
+        try:
+            batch = next(iterator, None)
+        except Exception as error:  # whatever a user's loader raises
+            raise InvalidTask(f"task: {what}: the loader failed at batch {index}: {_line(error)}") from error
+        if batch is None:
+            break
+        if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+            raise InvalidTask(f"task: {what}: batch {index} must be a pair of tensors (inputs, targets), got {type(batch).__name__}")
+        inputs, targets = batch
+        if len(inputs) != len(targets):
+            raise InvalidTask(f"task: {what}: batch {index} has {len(inputs)} inputs and {len(targets)} targets; there must be as many")
+        index += 1
+        if len(inputs):
+            found = True
+            yield inputs, targets
+    if not found:
         raise InvalidTask(f"task: {what}: the loader yields no batch; check its dataset and drop_last")
-    return torch.cat(inputs), torch.cat(targets)
 
 
 def with_holdout(task: Task, seed: int) -> Task:
@@ -149,6 +175,8 @@ def with_holdout(task: Task, seed: int) -> Task:
     if task.holdout is not None:
         holdout, notes = gather(task.holdout, "holdout"), task.notes
     else:
+        if len(x) < 2:
+            raise InvalidTask(f"task: search: {len(x)} sample is too few to set a holdout aside from; give a holdout split")
         first, second = _halves(y, seed)
         x, y, holdout = x[first], y[first], (x[second], y[second])
         notes = (*task.notes, f"no holdout split given: {len(second)} of {len(first) + len(second)} search samples were set aside for it")
@@ -171,30 +199,39 @@ def calibration(task: Task) -> Tensor:
     source = task.calibration if task.calibration is not None else task.train
     parts: list[Tensor] = []
     with seeded(0):
-        for inputs, _ in source:
+        for inputs, _ in checked(source, "calibration" if task.calibration is not None else "train"):
             parts.append(inputs)
             if sum(map(len, parts)) >= CALIBRATION_SAMPLES:
                 break
-    if not parts:
-        raise InvalidTask("task: train: the loader yields no batch; check its dataset and drop_last")
     return torch.cat(parts)[:CALIBRATION_SAMPLES]
 
 
 def stream(task: Task, steps: int, seed: int) -> Iterator[Batch]:
-    """``steps`` training batches in an order fixed by ``seed``; batches of one sample are left out (batch norm cannot train on them)."""
+    """``steps`` training batches in an order fixed by ``seed``, whatever else draws random numbers between two of them."""
+    source = _epochs(task)
     with seeded(seed):
-        produced = 0
-        while produced < steps:
-            before = produced
-            for inputs, targets in task.train:
-                if len(inputs) < 2:
-                    continue
+        own = _states()
+    for _ in range(steps):
+        outside = _states()
+        _restore(own)
+        try:
+            batch = next(source)
+            own = _states()
+        finally:
+            _restore(outside)
+        yield batch
+
+
+def _epochs(task: Task) -> Iterator[Batch]:
+    """Training batches without end; those of one sample are left out, for batch norm cannot train on them."""
+    while True:
+        found = False
+        for inputs, targets in checked(task.train, "train"):
+            if len(inputs) > 1:
+                found = True
                 yield inputs, targets
-                produced += 1
-                if produced == steps:
-                    return
-            if produced == before:
-                raise InvalidTask("task: train: the loader yields no batch of two or more samples; recovery cannot train on it")
+        if not found:
+            raise InvalidTask("task: train: the loader yields no batch of two or more samples; recovery cannot train on it")
 
 
 @torch.no_grad()
@@ -221,7 +258,7 @@ def score(task: Task, outputs: Tensor, targets: Tensor) -> float:
 
 
 def check(task: Task) -> None:
-    """Run the model on its own first samples. Raises InvalidTask in one line: model, outputs, loss or metric."""
+    """Run the model and its loss on its own first samples. Raises InvalidTask in one line."""
     if not isinstance(task.model, nn.Module):
         raise InvalidTask(f"task: model must be a torch.nn.Module, got {type(task.model).__name__}")
     x, y = gather(task.search, "search")
@@ -240,6 +277,9 @@ def check(task: Task) -> None:
         loss = task.loss(outputs, y)
     except Exception as error:  # whatever a user's loss raises
         raise InvalidTask(f"task: loss failed on outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}: {_line(error)}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = getattr(loss, "shape", type(loss).__name__)
+        raise InvalidTask(f"task: the loss must be one number a batch, got {got}; reduction='mean' is what training wants")
     if not torch.isfinite(loss).all():
         raise InvalidTask(f"task: the loss of the trained model on its own example is {loss}; it must be finite")
 

@@ -13,7 +13,9 @@ from tests.small_models import fingerprint, inputs, outputs, residual
 X = inputs(96, 1, 8, 8)
 SHARED = ("stem.0", "block1.conv2", "block2.conv2")
 CUT = tuple(LayerPlan(name=name, keep=0.5, weight_bits=7, activation_bits=8) for name in SHARED)
-MIXED = Recipe(layers=(*CUT, LayerPlan(name="block4.conv1", rank=4, weight_bits=8, activation_bits=8), LayerPlan(name="block3.conv1", keep=0.75)))
+MIXED = Recipe(
+    layers=(*CUT, LayerPlan(name="block4.conv1", rank=4, weight_bits=8, activation_bits=8), LayerPlan(name="block3.conv1", keep=0.75))
+)
 FLOAT = Recipe(layers=(LayerPlan(name="block1.conv1", keep=0.5), LayerPlan(name="block4.conv1", rank=4)))
 
 

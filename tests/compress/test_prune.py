@@ -64,7 +64,9 @@ def test_pruning_a_residual_block_keeps_both_branches_equal_in_width() -> None:
 def test_a_concatenation_is_cut_at_the_channels_of_the_branch_that_was_pruned(cut: tuple[str, ...]) -> None:
     model, x = concat(), inputs(4, *IMAGE[1:], seed=1)
     pruned = prune(model, dict.fromkeys(cut, 0.5), x[:1])
-    assert [pruned.get_submodule(name).out_channels for name in "abc"] == [w // 2 if n in cut else w for n, w in zip("abc", (4, 6, 8), strict=True)]
+    assert [pruned.get_submodule(name).out_channels for name in "abc"] == [
+        w // 2 if n in cut else w for n, w in zip("abc", (4, 6, 8), strict=True)
+    ]
     torch.testing.assert_close(outputs(pruned, x), outputs(zeroed(model, pruned, CONCAT_NORMS), x), atol=1e-5, rtol=1e-5)
 
 

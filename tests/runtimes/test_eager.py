@@ -7,16 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import UserError
-from autocompress.runtimes.eager import WEIGHTS, Eager, read_weights, threads, weights
+from autocompress.runtimes.eager import WEIGHTS, Eager, read_weights, threads
 from autocompress.runtimes.runtime import deploy
 from tests.small_models import Net, inputs
 
 
 def test_the_thread_count_is_borrowed_and_given_back_even_after_an_error() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="oops"), threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError("oops")
+    before, inside = torch.get_num_threads(), []
+
+    def fail() -> None:
+        with threads(before + 1):
+            inside.append(torch.get_num_threads())
+            raise RuntimeError("oops")
+
+    with pytest.raises(RuntimeError, match="oops"):
+        fail()
+    assert inside == [before + 1]
     assert torch.get_num_threads() == before
 
 
@@ -42,12 +48,6 @@ def test_weights_that_share_memory_or_are_not_contiguous_survive_the_file(tmp_pa
     stored = read_weights(tmp_path)
     assert stored.keys() == model.state_dict().keys()
     assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
-
-
-def test_weights_are_a_copy() -> None:
-    model = nn.Linear(2, 2)
-    weights(model)["weight"].zero_()
-    assert model.weight.abs().sum() > 0
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])

@@ -174,7 +174,9 @@ def test_an_int8_file_is_about_a_quarter_of_the_float_one(tmp_path: Path) -> Non
     assert 0.25 < sizes[1] / sizes[0] < 0.35
 
 
-@pytest.mark.parametrize(("sets", "possible"), [((), (7, 32)), (("avx2",), (7, 32)), (("avx2", "avx512_vnni"), (7, 8, 32)), (("asimddp",), (7, 8, 32))])
+@pytest.mark.parametrize(
+    ("sets", "possible"), [((), (7, 32)), (("avx2",), (7, 32)), (("avx2", "avx512_vnni"), (7, 8, 32)), (("asimddp",), (7, 8, 32))]
+)
 def test_eight_bit_weights_need_instructions_that_do_not_saturate(sets: tuple[str, ...], possible: tuple[int, ...]) -> None:
     answers = RUNTIME.weight_bits(this_machine().model_copy(update={"instruction_sets": sets}))
     assert tuple(bits for bits, reason in answers.items() if not reason) == possible

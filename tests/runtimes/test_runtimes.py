@@ -163,7 +163,7 @@ def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime.capi"])
 def test_a_missing_package_is_an_error_that_names_the_pip_command(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     missing(monkeypatch, package)
-    with pytest.raises(MissingDependency, match=r"--runtime onnxruntime: the package 'onnxruntime' is not installed.*`pip install onnxruntime`"):
+    with pytest.raises(MissingDependency, match=r"the package 'onnxruntime' is not installed.*`pip install onnxruntime`"):
         find_runtime("onnxruntime")
 
 

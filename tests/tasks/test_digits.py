@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from autocompress.measure.machine import this_machine
 from autocompress.progress import Progress
 from autocompress.runtimes import find_runtime
-from autocompress.measure.machine import this_machine
 from autocompress.survey import survey
 from autocompress.tasks import digits as room
 from autocompress.tasks.digits import DigitsNet, jitter, splits
