@@ -111,13 +111,15 @@ def report(budget: int, repeats: int) -> None:
 
 def by_stage(done: dict[str, Any], wall: float) -> dict[str, float]:
     """Seconds of the whole job by stage; ``other`` is all that is neither training nor measurement."""
-    trials = {name: sum(seconds.get(name, 0.0) for seconds in done["trials"]) for name in ("recover", "measure", "shrink", "quantize", "deploy")}
+    names = ("recover", "measure", "shrink", "quantize", "deploy")
+    trials = {name: sum(seconds.get(name, 0.0) for seconds in done["trials"]) for name in names}
     stages = {
         "baseline training": done["stages"]["training the baseline"],
         "recovery": trials["recover"],
         "measurement": trials["measure"] + done["stages"]["timing the baseline"] + done["stages"]["confirming on holdout"],
     }
-    return {**stages, "other": wall - sum(stages.values()), **{f"of which {name}": trials[name] for name in ("shrink", "quantize", "deploy")}}
+    other = wall - sum(stages.values())
+    return {**stages, "other": other, **{f"of which {name}": trials[name] for name in names[2:]}}
 
 
 if __name__ == "__main__":

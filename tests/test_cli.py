@@ -584,7 +584,7 @@ def test_a_dry_run_shows_layers_size_of_the_space_and_time(job: FakeJob) -> None
     lines = cells(result.stdout)
     assert ["stem", "conv2d", "3->16", "1.50", "yes", "no", "7,32"] in lines
     assert ["[head]: width of the output"] in lines
-    assert ["keep.stem", "0.5, 1.0"] in lines
+    assert ["keep.stem", "0.5, 1"] in lines
     assert ["budget", "20 minutes of wall clock"] in lines
     assert ["space", "2 dimensions, 4 combinations"] in lines
     assert ["time", "about 4 min 05 s, estimated"] in lines

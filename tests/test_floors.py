@@ -1,6 +1,7 @@
 """The house stands: rooms import only from lower floors, heavy libraries stay in their rooms, files and functions stay small.
 
-The sources are read with ``ast``, never imported. The table is that of DESIGN section 1, with `terminal` and `progress` on floor 3 and `saved` beside `job`.
+The sources are read with ``ast``, never imported. The table is that of DESIGN section 1,
+with `terminal` and `progress` on floor 3 and `saved` beside `job`.
 """
 
 import ast

@@ -215,13 +215,18 @@ def test_no_recipe_within_the_bounds_is_exit_code_3_with_the_nearest_shown_and_m
     assert RunPaths(tmp_path / "runs", "strict").report.exists()
 
 
-def test_where_everything_is_too_slow_nothing_is_measured_and_all_is_still_written(tmp_path: Path) -> None:
+def test_where_the_gate_stops_everything_the_nearest_recipe_is_run_to_its_end_and_shown(tmp_path: Path) -> None:
     arguments = search_arguments(tmp_path / "runs", "slow", 3, "fake")
     done = call(*arguments, "--min-speedup", "1000", "--json")
     assert done.exit_code == 3, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["outcomes"] == {"gated": 3}
-    assert (summary["best"], summary["nearest"], summary["front"]) == (None, None, [])
+    assert summary["outcomes"] == {"gated": 2, "measured": 1}
+    assert summary["best"] is None
+    results = RunPaths(tmp_path / "runs", "slow").results()
+    fastest = max(results, key=lambda result: result.gate_speedup or 0)
+    assert summary["nearest"]["trial"] == fastest.number
+    assert summary["nearest"]["holdout"]["drop"] is not None
+    assert summary["nearest"]["confirmed"] is False
     assert call("show", "slow", "--runs", str(tmp_path / "runs")).exit_code == 0
 
 

@@ -16,7 +16,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks import task as tasks
-from autocompress.tasks.task import Batches, Task, calibration, check, digest, find_task, gather, outputs_of, score, stream, with_holdout
+from autocompress.tasks.task import (
+    Batches,
+    Task,
+    calibration,
+    check,
+    digest,
+    find_task,
+    gather,
+    outputs_of,
+    score,
+    seeded,
+    stream,
+    with_holdout,
+)
 
 QUIET = Progress(quiet=True)
 
@@ -202,15 +215,18 @@ def states() -> tuple[object, object, bytes]:
 
 
 @pytest.mark.parametrize("taken", [2, 4])
-def test_the_global_random_states_are_given_back_also_by_a_stream_that_is_left_early(taken: int) -> None:
+def test_a_stream_and_who_reads_it_draw_from_random_states_of_their_own(taken: int) -> None:
     task = replace(toy_task.make(), train=loader(0))
-    before = states()
-    batches = stream(task, 4, seed=1)
-    for _ in range(taken):
-        next(batches)
-        random.random(), np.random.rand(), torch.rand(1)
-    del batches
-    assert states() == before
+    alone = [batch[0] for batch in stream(task, taken, seed=1)]
+    with seeded(7):
+        undisturbed = [(random.random(), np.random.rand(), torch.rand(1).item()) for _ in range(taken)]
+    with seeded(7):
+        batches, seen, drawn = stream(task, 4, seed=1), [], []
+        for _ in range(taken):
+            seen.append(next(batches)[0])
+            drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn == undisturbed
+    assert all(torch.equal(one, other) for one, other in zip(alone, seen, strict=True))
 
 
 def test_gathering_a_shuffling_loader_gives_the_random_states_back_and_repeats_itself() -> None:
