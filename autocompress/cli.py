@@ -147,7 +147,7 @@ TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="digits, o
 RuntimeName = Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where recovery trains: cpu, cuda; auto takes CUDA when there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Batch size at which it must be fast.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there; all cores if not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
 

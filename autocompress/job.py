@@ -22,7 +22,7 @@ from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
 from autocompress.export import export as export_trial
 from autocompress.export import load
-from autocompress.measure.machine import cores, differences, this_machine
+from autocompress.measure.machine import differences, this_machine
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, from_yaml
 from autocompress.records import LayerInfo, TrialResult
@@ -41,6 +41,8 @@ __all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_stud
 
 IN_MEMORY = "(in memory)"
 CACHE = ".cache"
+# On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
+THREADS = 1
 PERFECT = 100.0  # points of a metric that a model without mistakes gets
 SAMPLE_STEPS = 3
 MEASURING_SECONDS = 2.0  # of a trial: deploying twice, timing twice
@@ -197,7 +199,7 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
     return search_config(
-        {"runtime": runtime, "batch_size": settings.pop("batch_size", 1), "threads": settings.pop("threads", cores())},
+        {"runtime": runtime, "batch_size": settings.pop("batch_size", 1), "threads": settings.pop("threads", THREADS)},
         study=study,
         task=task if isinstance(task, str) else IN_MEMORY,
         space=space if isinstance(space, Space) else load_space(space),
