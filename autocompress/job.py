@@ -159,9 +159,9 @@ def apply(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
     found = _found(task, scratch, progress)
-    check_recipe(wanted, _survey(found, config), source)
     with _temporary(scratch):
         bench = _bench(scratch, config, found, progress)
+        check_recipe(wanted, bench.layers, source)
         with progress.stage("compressing and measuring"):
             result = evaluate(wanted, bench, Gate(), scratch.trial(0).folder)
         if result.outcome != "measured":

@@ -1,6 +1,7 @@
 """What every test shares: the list of skips that are allowed, and the rule that CI fails on any other."""
 
 import os
+import signal
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,6 +33,8 @@ def remember(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 def pytest_configure() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # for toy_task and toy_runs: --import-mode=importlib adds no folder
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

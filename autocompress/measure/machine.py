@@ -24,7 +24,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},  # with its build: +cpu, +cu130
     )
 
 
