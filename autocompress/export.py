@@ -26,8 +26,10 @@ All numbers: measured.json. What was done to each layer: recipe.yaml.
 In PyTorch again (fake-quantized, for further training): `model = autocompress.load("this folder", task)` with the task it was made from.
 """
 ONNX = """\
-    import numpy, onnxruntime
-    session = onnxruntime.InferenceSession("model.onnx")
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = {threads}  # as it was timed
+    session = onnxruntime.InferenceSession("model.onnx", options)
     outputs = session.run(None, {{"input": inputs}})[0]  # inputs: float32 array, shape (any batch, {shape}), preprocessed as in training"""
 PYTORCH = "The weights are in weights.safetensors; inputs: float32, shape (any batch, {shape}), preprocessed as in training."
 
@@ -67,7 +69,9 @@ def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline,
     """Ten lines on what this is and how to load it; the holdout numbers where there are some."""
     measured = holdout or result.measurement
     assert measured is not None
-    how = (ONNX if result.target.runtime == "onnxruntime" else PYTORCH).format(shape=", ".join(map(str, shape)))
+    how = (ONNX if result.target.runtime == "onnxruntime" else PYTORCH).format(
+        shape=", ".join(map(str, shape)), threads=result.target.threads
+    )
     return README.format(
         title=f"Trial {result.number}",
         speedup=measured.speedup,

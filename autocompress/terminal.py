@@ -130,12 +130,19 @@ def present(summary: Row, words: Sequence[str], folder: Path, console: Terminal)
     present_next(summary, folder.parent, console)
 
 
+STOPPED = {
+    "budget": "its budget is used",
+    "time": "its time is used",
+    "exhausted": "ended early: twenty proposals in a row were recipes that are finished already",
+}
+
+
 def present_head(summary: Row, console: Terminal) -> None:
     trials = f"{summary['finished']} of {summary['budget']} trials" if summary.get("budget") else f"{summary['finished']} trials"
     limit = f", budget {summary['budget_seconds'] / 60:g} minutes" if summary.get("budget_seconds") else ""
     console.field("study", f"{summary['study']}: {summary['state']}, {trials}{limit}", "bold")
     if summary.get("stopped"):
-        console.field("", summary["stopped"])
+        console.field("", STOPPED.get(summary["stopped"], summary["stopped"]))
     console.field("target", target_words(summary))
     console.field("bounds", bounds(summary["max_drop"], summary["min_speedup"]))
 

@@ -195,7 +195,7 @@ def summary(
 
 
 def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
-    """The recipe in words: one line a changed layer, in the order of the model, then recovery and distillation."""
+    """The recipe in words: one line a changed layer, in the order of the model, then recovery, then distillation."""
     plans = recipe.plans
     changes = ((layer.name, _in_words(plans[layer.name])) for layer in layers if layer.name in plans)
     lines = [f"{name}: {words}" for name, words in changes if words]
@@ -205,7 +205,7 @@ def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
     if teacher is not None:
         weights = f"soft {teacher.soft_weight:g}, hard {teacher.hard_weight:g}"
         taught = f"distillation at temperature {teacher.temperature:g}, {weights}"
-    return [*(lines or ["no layer is changed"]), f"{steps}; {taught}"]
+    return [*(lines or ["no layer is changed"]), steps, taught]
 
 
 def _in_words(plan: LayerPlan) -> str:

@@ -206,10 +206,11 @@ def test_a_recipe_in_words_has_one_line_a_changed_layer_in_the_order_of_the_mode
         "conv2: 62 % of channels, 8 bit",
         "conv3: 7 bit weights, 8 bit inputs",
         "fc: rank 8",
-        "recovery: 160 steps, 40 quantized, learning rate 0.002; distillation at temperature 4, soft 0.7, hard 0.3",
+        "recovery: 160 steps, 40 quantized, learning rate 0.002",
+        "distillation at temperature 4, soft 0.7, hard 0.3",
     ]
 
 
 def test_a_recipe_that_changes_nothing_says_so(make_layer: Callable[..., LayerInfo]) -> None:
     lines = describe(Recipe(distillation=None), [make_layer("a")])
-    assert lines == ["no layer is changed", "recovery: 200 steps, 50 quantized, learning rate 0.001; no distillation"]
+    assert lines == ["no layer is changed", "recovery: 200 steps, 50 quantized, learning rate 0.001", "no distillation"]
