@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,8 @@ def _found(task: Task | str, paths: RunPaths, progress: Progress) -> Task:
     """The task with its three splits, checked on its own example."""
     found = find_task(task, paths.runs / CACHE, progress) if isinstance(task, str) else task
     check(found)
+    if any(parameter.device.type != "cpu" for parameter in found.model.parameters()):
+        found = replace(found, model=copy.deepcopy(found.model).cpu())  # the target is a CPU; recovery moves its own copies
     found = with_holdout(found, seed=0)
     for note in found.notes:
         progress.say(f"note: {note}")

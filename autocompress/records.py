@@ -88,8 +88,8 @@ class Measurement(Frozen):
     samples: int
     size_bytes: int
     baseline_size_bytes: int
-    agreement: float = Field(description="share of samples whose top-1 equals that of the PyTorch model it was lowered from")
-    max_difference: float = Field(description="largest absolute difference of any output from that PyTorch model")
+    agreement: float = Field(description="share of the first 512 samples whose top-1 equals that of the PyTorch model it was lowered from")
+    max_difference: float = Field(description="largest absolute difference of any output from that PyTorch model, on the same samples")
     machine: str = Field(description="digest of the Machine")
 
 

@@ -74,6 +74,7 @@ def lower(model: nn.Module, example: Tensor, file: Path) -> None:
         # the TorchScript exporter announces its end and every shape that it fixes; the dynamo one cannot lower fake quantization
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", TracerWarning)
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # it says so of every strided slice
         # the batch is free in the states of an LSTM as well; the contract test runs it at several batch sizes
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size", UserWarning)
         torch.onnx.export(

@@ -1,6 +1,7 @@
 """What the finished trials amount to: front, best, nearest, knee, and the summary that `show --json` prints. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from autocompress.config import SearchConfig
@@ -8,6 +9,7 @@ from autocompress.errors import InvalidStudy
 from autocompress.recipe import FLOAT_BITS, LayerPlan, Recipe
 from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
 
+SHORT_RUN = 2  # neighbours with equal words up to which each has a line of its own
 NAMED_PICKS = ("best", "fastest", "smallest", "knee")
 
 
@@ -195,10 +197,16 @@ def summary(
 
 
 def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
-    """The recipe in words: one line a changed layer, in the order of the model, then recovery, then distillation."""
+    """The recipe in words: one line a changed layer or run of equal ones, in the order of the model, then recovery, then distillation."""
     plans = recipe.plans
-    changes = ((layer.name, _in_words(plans[layer.name])) for layer in layers if layer.name in plans)
-    lines = [f"{name}: {words}" for name, words in changes if words]
+    changes = [(layer.name, _in_words(plans[layer.name])) for layer in layers if layer.name in plans]
+    lines = []
+    for words, run in groupby(changes, key=lambda change: change[1]):
+        names = [name for name, _ in run]
+        if words and len(names) > SHORT_RUN:
+            lines.append(f"{names[0]} to {names[-1]} ({len(names)} layers): {words}")
+        elif words:
+            lines += [f"{name}: {words}" for name in names]
     recovery, teacher = recipe.recovery, recipe.distillation
     steps = f"recovery: {recovery.steps} steps, {recovery.quantized_steps} quantized, learning rate {recovery.learning_rate:g}"
     taught = "no distillation"

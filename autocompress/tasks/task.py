@@ -143,7 +143,7 @@ def gather(split: Iterable[Batch], what: str) -> Batch:
     """A whole split as two tensors. Raises InvalidTask where it is empty or does not yield (inputs, targets)."""
     with seeded(0):
         pairs = list(checked(split, what))
-    return torch.cat([inputs for inputs, _ in pairs]), torch.cat([targets for _, targets in pairs])
+    return torch.cat([inputs for inputs, _ in pairs]).cpu(), torch.cat([targets for _, targets in pairs]).cpu()
 
 
 def checked(split: Iterable[Batch], what: str) -> Iterator[Batch]:
@@ -203,7 +203,7 @@ def calibration(task: Task) -> Tensor:
             parts.append(inputs)
             if sum(map(len, parts)) >= CALIBRATION_SAMPLES:
                 break
-    return torch.cat(parts)[:CALIBRATION_SAMPLES]
+    return torch.cat(parts)[:CALIBRATION_SAMPLES].cpu()
 
 
 def stream(task: Task, steps: int, seed: int) -> Iterator[Batch]:

@@ -224,3 +224,18 @@ def test_linear_layers_beside_an_lstm_are_still_found_and_cut() -> None:
     pruned = prune(model, {"a": 0.5}, example)
     assert (pruned.a.out_features, pruned.b.in_features) == (3, 3)
     assert outputs(pruned, inputs(3, 5, 3)).shape == (3, 2)
+
+
+def test_groups_are_found_once_a_model_and_anew_when_its_shapes_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autocompress.compress import prune as room
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    example = torch.zeros(1, 1, 8, 8)
+    searched: list[nn.Module] = []
+    find = room._find_structure
+    monkeypatch.setattr(room, "_find_structure", lambda one, inputs: searched.append(one) or find(one, inputs))
+    assert room.structure(model, example) is room.structure(model, example)
+    model[0] = nn.Conv2d(1, 6, 3)
+    model[2] = nn.Conv2d(6, 2, 3)
+    assert room.structure(model, example).groups[0].width == 6
+    assert len(searched) == 2

@@ -211,6 +211,13 @@ def test_a_recipe_in_words_has_one_line_a_changed_layer_in_the_order_of_the_mode
     ]
 
 
+def test_a_run_of_equal_layers_is_one_line_in_words(make_layer: Callable[..., LayerInfo]) -> None:
+    names = ("a", "b", "c", "d", "e")
+    plans = tuple(LayerPlan(name=name, keep=0.5) for name in names[:3]) + tuple(LayerPlan(name=name, rank=4) for name in names[3:])
+    lines = describe(Recipe(layers=plans), [make_layer(name) for name in names])
+    assert lines[:3] == ["a to c (3 layers): 50 % of channels", "d: rank 4", "e: rank 4"]
+
+
 def test_a_recipe_that_changes_nothing_says_so(make_layer: Callable[..., LayerInfo]) -> None:
     lines = describe(Recipe(distillation=None), [make_layer("a")])
     assert lines == ["no layer is changed", "recovery: 200 steps, 50 quantized, learning rate 0.001", "no distillation"]
