@@ -316,7 +316,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
 
 def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], progress: Progress) -> None:
     """Where the gate stopped every trial there would be nothing to show: run the fastest of them to its end after all."""
-    gated = [result for result in finished if result.gate_speedup is not None]
+    gated = [result for result in finished if result.outcome == "gated"]  # a diverged one would diverge again
     if not gated or any(result.measurement for result in finished):
         return
     nearest = max(gated, key=lambda result: result.gate_speedup or 0.0)
