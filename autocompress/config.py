@@ -3,13 +3,27 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autocompress.errors import InvalidSpace, explain
-from autocompress.recipe import FLOAT_BITS, Frozen, check_bits
+from autocompress.recipe import (
+    FLOAT_BITS,
+    ORDER,
+    Assistant,
+    Distillation,
+    Frozen,
+    LayerPlan,
+    Pruning,
+    Quantization,
+    Recovery,
+    Stage,
+    Student,
+    check_bits,
+    refused_order,
+)
 from autocompress.records import Target
 
 PACKAGE = Path(__file__).resolve().parent
@@ -35,10 +49,15 @@ class Shares(Frozen):
 
 
 class BitChoices(Frozen):
-    """Bit widths to choose from; those that no kernel of the target realizes are left out, with the reason shown."""
+    """Bit widths to choose from; those that the target does not run are left out, with the reason shown.
+
+    ``real``: only widths with a kernel of their own, and of several integer ones the widest, for the kernel is the same. Without it every
+    width that runs at all is a choice: fewer bits make the file smaller, not the model faster.
+    """
 
     choices: tuple[int, ...] = Field(min_length=1)
     tie: Tie = "layer"
+    real: bool = True
 
     @field_validator("choices")
     @classmethod
@@ -46,34 +65,115 @@ class BitChoices(Frozen):
         return tuple(sorted({check_bits(bits) for bits in choices}))
 
 
-class DistillationSpace(Frozen):
+def one_or_more(value: Any) -> Any:
+    """A single value is a ladder of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+T = TypeVar("T")
+Ladder = Annotated[tuple[T, ...], BeforeValidator(one_or_more), Field(min_length=1)]
+
+
+class Settings(Frozen):
+    """What a part of the recipe may be: each field a value or a list of values to choose from, under the rules of the recipe itself."""
+
+    part: ClassVar[type[Frozen]]
+    beside: ClassVar[Mapping[str, Any]] = {}  # other fields that the value of one needs to be valid
+
+    @property
+    def ladders(self) -> dict[str, tuple[Any, ...]]:
+        """The fields that hold values to choose from, by name; ``features`` is a tuple in the recipe as well."""
+        return {name: value for name, value in self if isinstance(value, tuple) and name != "features"}
+
+    @field_validator("*")
+    @classmethod
+    def _as_the_recipe_has_it(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.field_name or ""
+        for one in value if isinstance(value, tuple) and name != "features" else ():
+            try:
+                cls.part.model_validate({**cls.beside, name: one})
+            except ValidationError as error:
+                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return value
+
+
+class DistillationSpace(Settings):
     """Settings of the distillation loss to choose from; hard_weight is 1 - soft_weight."""
 
-    temperature: tuple[float, ...] = Field(default=(4.0,), min_length=1)
-    soft_weight: tuple[float, ...] = Field(default=(0.7,), min_length=1)
+    part = Distillation
+    beside = {"features": ("any",), "hard_weight": 1.0}
+    temperature: Ladder[float] = (4.0,)
+    soft_weight: Ladder[float] = (0.7,)
+    feature_weight: Ladder[float] = (0.0,)
+    attention_weight: Ladder[float] = (0.0,)
+    features: tuple[str, ...] = ()
+    teachers: Ladder[dict[str, float]] = ({},)
+    ramp: Ladder[float] = (0.0,)
+    augmentation: Ladder[str] = ("none",)
+    assistant: Ladder[Assistant | None] = (None,)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         if any(not 0 <= weight <= 1 for weight in self.soft_weight):
             raise ValueError("soft_weight must be between 0 and 1")
-        if any(not 0 < value <= 100 for value in self.temperature):
-            raise ValueError("temperature must be above 0 and at most 100")
+        if max(*self.feature_weight, *self.attention_weight) > 0 and not self.features:
+            raise ValueError("feature_weight and attention_weight need `features`: names of the modules to compare")
         return self
 
 
-class RecoverySpace(Frozen):
-    """Training after the cut: fixed step counts, learning rates to choose from."""
+class RecoverySpace(Settings):
+    """Training after the cut: fixed step counts, the rest to choose from."""
 
+    part = Recovery
     steps: int = Field(default=200, ge=0)
     quantized_steps: int = Field(default=50, ge=0)
-    learning_rate: tuple[float, ...] = Field(default=(1e-3,), min_length=1)
+    learning_rate: Ladder[float] = (1e-3,)
+    optimizer: Ladder[str] = ("adamw",)
+    schedule: Ladder[str] = ("one_cycle",)
+    weight_decay: Ladder[float] = (1e-4,)
+    ema: Ladder[float] = (0.0,)
+    batch_norm_batches: int = Field(default=0, ge=0)
+    precision: Literal["float32", "mixed"] = "float32"
 
-    @field_validator("learning_rate")
-    @classmethod
-    def _positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < rate <= 10 for rate in rates):
-            raise ValueError("learning_rate must be above 0 and at most 10")
-        return tuple(sorted(set(rates)))
+
+class PruningSpace(Settings):
+    """How channels, heads and weights are chosen: criteria (a name, or weights by name) and schedules to choose from."""
+
+    part = Pruning
+    importance: Ladder[str | dict[str, float]] = ("l2",)
+    schedule: Ladder[str] = ("one_shot",)
+    iterations: int = Field(default=4, ge=1, le=100)
+    steps_between: int = Field(default=20, ge=0)
+    global_sparsity: Ladder[float] = (0.0,)
+
+
+class QuantizationSpace(Settings):
+    """Schemes, ranges and what saves accuracy on the grid, to choose from."""
+
+    part = Quantization
+    activations: Ladder[str] = ("static",)
+    half: Literal["fp16", "bf16"] = "fp16"
+    granularity: Ladder[str] = ("channel",)
+    group_size: Ladder[int] = (32,)
+    symmetric: Ladder[bool] = (True,)
+    symmetric_activations: Ladder[bool] = (False,)
+    observer: Ladder[str] = ("minmax",)
+    percentile: Ladder[float] = (99.99,)
+    weight_observer: Ladder[str] = ("minmax",)
+    equalize: Ladder[bool] = (False,)
+    bias_correction: Ladder[bool] = (False,)
+    adaround_steps: Ladder[int] = (0,)
+    learned_step: Ladder[bool] = (False,)
+    progressive: Ladder[bool] = (False,)
+    freeze_after: Ladder[float] = (0.8,)
+
+
+class StudentSpace(Settings):
+    """Networks of another width and depth, from the task's ``build_student``, as a choice beside the given model."""
+
+    part = Student
+    width: Ladder[float] = (0.5,)
+    depth: Ladder[float] = (1.0,)
 
 
 class Rule(Frozen):
@@ -82,6 +182,8 @@ class Rule(Frozen):
     match: str = Field(min_length=1)
     exclude: bool = False
     keep: float | None = Field(default=None, gt=0, le=1)
+    drop: bool | None = None
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
     rank: float | None = Field(default=None, gt=0, le=1)
     weight_bits: int | None = None
 
@@ -91,17 +193,55 @@ class Rule(Frozen):
         return None if bits is None else check_bits(bits)
 
 
+class Sparsities(Frozen):
+    """Shares of weights that become 0, and "N:M" patterns, to choose from; 0 leaves a layer dense."""
+
+    choices: tuple[float | str, ...] = Field(default=(0.0,), min_length=1)
+    tie: Tie = "layer"
+
+    @field_validator("choices")
+    @classmethod
+    def _shares(cls, choices: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        for one in choices:
+            LayerPlan.model_validate({"name": "any", "pattern": one} if isinstance(one, str) else {"name": "any", "sparsity": one})
+        return tuple(sorted(set(choices), key=lambda one: (isinstance(one, str), one)))
+
+
 class Space(Frozen):
     """A search space: what may vary, by how much, and which layers are pinned or left alone (the first matching rule counts)."""
 
     description: str = ""
+    student: StudentSpace | None = None
     keep: Shares = Shares(choices=(1.0,))
+    heads: Shares = Shares(choices=(1.0,))
+    drop: bool = Field(default=False, description="residual blocks may be left out whole")
+    sparsity: Sparsities = Sparsities()
     rank: Shares = Shares(choices=(1.0,))
+    energy: Shares = Field(default=Shares(choices=(1.0,)), description="share of the squared singular values that a rank keeps")
+    factorization: Ladder[str] = ("auto",)
     weight_bits: BitChoices = BitChoices(choices=(FLOAT_BITS,))
     activation_bits: BitChoices = BitChoices(choices=(8,))
     layers: tuple[Rule, ...] = ()
+    pruning: PruningSpace = PruningSpace()
+    quantization: QuantizationSpace = QuantizationSpace()
     distillation: DistillationSpace | None = DistillationSpace()
     recovery: RecoverySpace = RecoverySpace()
+    order: tuple[tuple[Stage, ...], ...] = Field(default=(ORDER,), min_length=1)
+
+    @field_validator("factorization")
+    @classmethod
+    def _methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            LayerPlan.model_validate({"name": "any", "factorization": method})
+        return methods
+
+    @field_validator("order")
+    @classmethod
+    def _meaningful(cls, orders: tuple[tuple[Stage, ...], ...]) -> tuple[tuple[Stage, ...], ...]:
+        for order in orders:
+            if reason := refused_order(order):
+                raise ValueError(f"{' -> '.join(order)}: {reason}")
+        return orders
 
 
 class Budget(Frozen):

@@ -7,18 +7,20 @@ recovery the artifact is made again from the trained values; latency, size and a
 import contextlib
 import copy
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.build import freeze_, rebuild, settle, shrink
-from autocompress.compress.quantize import fold_batch_norm, layer_bits
-from autocompress.compress.recover import Sample, recover_
+from autocompress.compress.build import Materials, compress, freeze_, provisional, rebuild, settle, shrink
+from autocompress.compress.distill import Lesson, Sample, Teacher, distillation_loss, taught
+from autocompress.compress.quantize import fold_batch_norm
 from autocompress.errors import Diverged, InfeasibleRecipe
 from autocompress.measure.accuracy import agreement, predict
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
@@ -29,14 +31,17 @@ from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outc
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
-from autocompress.runtimes.eager import read_weights, write_weights
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
+from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 from autocompress.survey import survey
 from autocompress.tasks.task import Batch, Task, calibration, digest, gather, outputs_of, score, stream
 
 KEPT_SAMPLES_BYTES = 512 * 2**20  # recovery batches and teacher outputs up to this size are made once a study, larger ones every trial
+GIVEN = "model"  # the uncompressed model, among the teachers
 AGREEMENT_SAMPLES = 512  # fake quantization in PyTorch is some ten times slower than the artifact
 GATE_SAMPLES = 64  # inputs for the provisional ranges of the first timing
+SCORING_BATCHES = 4  # training batches that importances look at
+ENDLESS = sys.maxsize
 
 
 @dataclass(eq=False)
@@ -53,8 +58,8 @@ class Bench:
     deployed: Deployed
     splits: Mapping[Split, Batch]
     calibration: Tensor
-    teacher: nn.Module
-    samples: dict[tuple[int, int], list[Sample]] = field(default_factory=dict)
+    teachers: Mapping[str, nn.Module]
+    lectures: dict[object, "Lecture"] = field(default_factory=dict)
 
     @property
     def example(self) -> Tensor:
@@ -99,7 +104,8 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         layers = survey(task.model, inputs[:1], runtime, machine)
     with progress.stage("timing the baseline"):
         folded = fold_batch_norm(task.model, inputs[:1])
-        deployed = deploy(runtime, folded, inputs[:1], folder, target.threads)
+        write_folder(folder, partial(_write_artifact, runtime, folded, inputs[:1]))
+        deployed = runtime.open(folder, target.threads, folded)
         eager = deploy(EAGER, folded, inputs[:1], folder / "eager", target.threads)
         timing = compare(eager, deployed, timed_inputs(inputs, target), SEARCH)
     accuracies = {name: score(task, predict(deployed, x), y) for name, (x, y) in splits.items()}
@@ -108,7 +114,7 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         eager_latency_ms=timing.baseline_latency_ms,
         accuracy=accuracies["search"],
         holdout_accuracy=accuracies["holdout"],
-        size_bytes=deployed.size_bytes,
+        size_bytes=weights_bytes(folder),
         macs=sum(layer.macs for layer in layers),
         params=sum(parameter.numel() for parameter in task.model.parameters()),
         input_shape=tuple(inputs.shape[1:]),
@@ -117,8 +123,9 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         task_digest=digest(task),
         machine=machine.digest,
     )
-    teacher = task.model if device.type == "cpu" else copy.deepcopy(task.model).to(device)
-    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teacher)
+    own = {GIVEN: task.model, **task.teachers}
+    teachers = {name: model if device.type == "cpu" else copy.deepcopy(model).to(device) for name, model in own.items()}
+    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers)
 
 
 def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
@@ -157,48 +164,35 @@ class _Trial:
 
     def run(self, gate: Gate) -> TrialResult:
         bench = self.bench
-        with self.stage("shrink"):
-            model = shrink(bench.task.model, self.recipe, bench.example)
-        reason = gate.stops(self.ask_speed(model))
+        reason = gate.stops(self.ask_speed())
         if reason:
             return self.end("gated", message=reason)
-        model = self.train(model)
+        model = compress(bench.teachers[GIVEN], self.recipe, materials(bench, self.recipe), self.stage)
         with self.stage("deploy"):
             artifact = self.folder / "artifact"
             shutil.rmtree(artifact, ignore_errors=True)
             model.cpu()
-            write_folder(artifact, partial(_write_artifact, bench, model))
+            write_folder(artifact, partial(_write_artifact, bench.runtime, model, bench.example))
             deployed = bench.runtime.open(artifact, bench.target.threads, model)
         with self.stage("measure"):
             measurement = measure(bench, deployed, model, "search", SEARCH)
         return self.end("measured", measurement)
 
-    def ask_speed(self, model: nn.Module) -> Timing:
-        """Time the untrained structure; its ranges are provisional and its artifact is thrown away."""
-        draft = self.folder / "draft"
+    def ask_speed(self) -> Timing:
+        """Time the untrained structure; its values are provisional and its artifact is thrown away."""
+        bench, recipe, draft = self.bench, provisional(self.recipe), self.folder / "draft"
+        with self.stage("shrink"):
+            model = shrink(bench.task.model, recipe, bench.calibration, bench.task.build_student)
         with self.stage("deploy"):
-            settled = settle(model, self.recipe, self.bench.calibration[:GATE_SAMPLES])
+            settled = settle(model, recipe, bench.calibration[:GATE_SAMPLES])
             freeze_(settled)
-            deployed = deploy(self.bench.runtime, settled, self.bench.example, draft, self.bench.target.threads)
+            deployed = deploy(bench.runtime, settled, bench.example, draft, bench.target.threads)
         with self.stage("measure"):
-            timing = compare(self.bench.deployed, deployed, self.bench.inputs, GATE)
+            timing = compare(bench.deployed, deployed, bench.inputs, GATE)
         shutil.rmtree(draft)
         self.gate_speedup = timing.speedup
         self.log.append(f"before recovery: {timing.speedup:.3f}x ({timing.low:.3f} to {timing.high:.3f})")
         return timing
-
-    def train(self, model: nn.Module) -> nn.Module:
-        """Recover in float, then with fake quantization; frozen at the end."""
-        task, samples = self.bench.task, recovery_samples(self.bench, self.recipe)
-        with self.stage("recover"):
-            recover_(model.to(self.bench.device), self.recipe, samples, task.loss)
-        with self.stage("quantize"):
-            model = settle(model, self.recipe, self.bench.calibration.to(self.bench.device))
-        if layer_bits(model, self.recipe.plans):
-            with self.stage("recover"):
-                recover_(model, self.recipe, samples, task.loss)
-        freeze_(model)
-        return model
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -218,27 +212,55 @@ class _Trial:
         )  # fmt: skip
 
 
-def recovery_samples(bench: Bench, recipe: Recipe) -> Iterator[Sample]:
-    """Training batches on the device with the teacher's outputs: the same for equal seeds, so made once and kept while they fit."""
-    steps = recipe.recovery.steps + recipe.recovery.quantized_steps
-    key = (recipe.recovery.seed, steps)
-    if key in bench.samples:
-        return iter(bench.samples[key])
-    made = _with_teacher(bench, steps, recipe.recovery.seed)
-    first = next(made, None)
-    if first is None:
-        return iter(())
-    size = sum(part.numel() * part.element_size() for part in first if part is not None) * steps
-    if size > KEPT_SAMPLES_BYTES:
-        return _with_teacher(bench, steps, recipe.recovery.seed)
-    bench.samples[key] = [first, *made]
-    return iter(bench.samples[key])
+class Lecture:
+    """Training batches on the device with their teachers' outputs, without end and the same each time: made when first read, kept while
+    they fit, for every trial of a study that is taught alike.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Sample]]) -> None:
+        self.make, self.source = make, make()
+        self.kept: list[Sample] = []
+        self.kept_bytes = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in count():
+            if index == len(self.kept):
+                if self.kept_bytes > KEPT_SAMPLES_BYTES:
+                    yield from islice(self.make(), index, None)
+                    return
+                sample = next(self.source)
+                self.kept.append(sample)
+                self.kept_bytes += sum(part.numel() * part.element_size() for part in sample if isinstance(part, Tensor))
+            yield self.kept[index]
 
 
-def _with_teacher(bench: Bench, steps: int, seed: int) -> Iterator[Sample]:
-    for inputs, targets in stream(bench.task, steps, seed):
-        inputs = inputs.to(bench.device)
-        yield inputs, targets.to(bench.device), outputs_of(bench.teacher, inputs).to(bench.device)
+def materials(bench: Bench, recipe: Recipe) -> Materials:
+    """What the stages of a recipe work with. Raises InfeasibleRecipe for a teacher that the task does not have."""
+    task, settings, seed = bench.task, recipe.distillation, recipe.recovery.seed
+    weights = dict(settings.teachers) if settings is not None and settings.teachers else {GIVEN: 1.0}
+    strangers = sorted(set(weights) - set(bench.teachers))
+    if strangers:
+        raise InfeasibleRecipe(f"distillation.teachers: the task has no teacher {strangers[0]!r}; it has {', '.join(bench.teachers)}.")
+    chosen = [Teacher(bench.teachers[name], weight, reads_inputs=name == GIVEN) for name, weight in weights.items() if weight]
+
+    def make() -> Iterator[Sample]:
+        return taught(stream(task, ENDLESS, seed), chosen, settings, seed, bench.device, task.distillation_loss is None)
+
+    alike = None if settings is None else (settings.temperature, settings.augmentation, tuple(weights.items()), bool(settings.soft_weight))
+    lecture = bench.lectures.setdefault((seed, alike), Lecture(make))
+    first = islice(stream(task, SCORING_BATCHES, recipe.pruning.seed), SCORING_BATCHES)
+    return Materials(
+        calibration=bench.calibration.to(bench.device),
+        lesson=Lesson(
+            loss=task.loss,
+            soft_loss=task.distillation_loss or distillation_loss,
+            training_step=task.training_step,
+            teacher=max(chosen, key=lambda one: one.weight).model,
+        ),
+        samples=iter(lecture),
+        scoring=tuple(Sample(batch[0].to(bench.device), batch[1].to(bench.device)) for batch in first),
+        build_student=task.build_student,
+    )
 
 
 def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
@@ -262,7 +284,8 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         baseline_accuracy=reference,
         drop=reference - accuracy,
         samples=len(targets),
-        size_bytes=deployed.size_bytes,
+        size_bytes=weights_bytes(deployed.folder),
+        deployed_bytes=deployed.size_bytes,
         baseline_size_bytes=bench.baseline.size_bytes,
         agreement=same,
         max_difference=difference,
@@ -272,11 +295,10 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
 
 def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:
     """The stored artifact again: timed longer, on the holdout split, which selects nothing."""
-    model = rebuild(bench.task.model, recipe, bench.calibration)
-    model.load_state_dict(read_weights(artifact))
+    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
     return measure(bench, bench.runtime.open(artifact, bench.target.threads, model), model, "holdout", HOLDOUT)
 
 
-def _write_artifact(bench: Bench, model: nn.Module, folder: Path) -> None:
-    bench.runtime.write(model, bench.example, folder)
+def _write_artifact(runtime: Runtime, model: nn.Module, example: Tensor, folder: Path) -> None:
+    runtime.write(model, example, folder)
     write_weights(model, folder)

@@ -11,7 +11,7 @@ from autocompress.errors import InfeasibleRecipe, InvalidRecipe, UserError
 from autocompress.recipe import from_yaml, to_yaml
 from autocompress.records import Baseline, Machine, Measurement, TrialResult
 from autocompress.runs import write_folder
-from autocompress.runtimes.eager import read_weights
+from autocompress.runtimes.weights import read_weights
 from autocompress.tasks.task import Task, calibration
 
 README = """\
@@ -100,11 +100,10 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     recipe = from_yaml(file.read_text(encoding="utf-8"), str(file))
     known = {name for name, _ in task.model.named_modules()}
     strangers = [plan.name for plan in recipe.layers if plan.name not in known]
-    if strangers:
+    if strangers and recipe.student is None:
         raise InvalidRecipe(f"{file}: the model of task {task.name!r} has no layer {', '.join(strangers)}; give the task it was made from")
     try:
-        model = rebuild(task.model, recipe, calibration(task))
-        model.load_state_dict(read_weights(folder))
+        model = rebuild(task.model, recipe, calibration(task), read_weights(folder), task.build_student)
     except InfeasibleRecipe as error:
         raise InvalidRecipe(f"{file}: {error}") from None
     except RuntimeError as error:  # torch lists names and shapes that do not fit, a line each

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_budget, search_config
 from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
@@ -53,7 +54,7 @@ class DryRun:
     """What a search would do: the layers, what may vary, how many recipes that makes, about how long it would take."""
 
     layers: tuple[LayerInfo, ...]
-    dimensions: list[tuple[str, tuple[float, ...]]]
+    dimensions: list[tuple[str, tuple[Any, ...]]]
     size: int
     seconds_estimate: float
     config: SearchConfig
@@ -356,10 +357,11 @@ def _seconds_a_trial(task: Task, config: SearchConfig) -> float:
     """An estimate: steps timed on the uncompressed model, scaled by the mean share of multiply-adds that stays, and the measuring."""
     recipe = Recipe.model_validate({"recovery": {"steps": SAMPLE_STEPS}, "distillation": None})
     model = copy.deepcopy(task.model)
-    batches = ((x, y, None) for x, y in stream(task, 2 * SAMPLE_STEPS, 0))
-    recover_(model, recipe, batches, task.loss)
+    batches = (Sample(batch[0], batch[1]) for batch in stream(task, 2 * SAMPLE_STEPS, 0))
+    lesson = Lesson(loss=task.loss, training_step=task.training_step)
+    recover_(model, recipe, batches, lesson)
     started = time.monotonic()
-    recover_(model, recipe, batches, task.loss)
+    recover_(model, recipe, batches, lesson)
     step = (time.monotonic() - started) / SAMPLE_STEPS
     shares = config.space.keep.choices
     share = sum(one**2 for one in shares) / len(shares)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autocompress.recipe import Frozen, Recipe
+from autocompress.recipe import Frozen, Recipe, Scheme
 
 Outcome = Literal["measured", "gated", "infeasible", "out_of_memory", "diverged", "timed_out", "died"]
 Split = Literal["search", "holdout"]
@@ -44,34 +44,42 @@ class Machine(Frozen):
 
 
 class LayerInfo(Frozen):
-    """What one layer is, and what may be done to it on this target.
+    """What one layer, attention module, recurrent layer or residual block is, and what may be done to it on this target.
 
+    ``out_channels`` of an attention module are its heads, of a recurrent layer its hidden units.
     ``group`` names the prune group that fixes its output width, ``in_group`` the one that fixes its input width (None: not
     prunable). ``channel_multiple`` is the multiple of channels that the target likes. ``weight_bits`` lists what the target
-    runs in real kernels, the float 32 included. ``factorizable`` is false where a low-rank form is refused. The reasons say why not.
+    runs in real kernels, the float 32 included; ``schemes`` all that it runs at all, by scheme: a width without a kernel of its own makes
+    the file smaller, not the model faster. ``factorizable`` is false where a low-rank form is refused, ``droppable`` is true for a
+    residual block that may be left out. The reasons say why not.
     """
 
     name: str
-    kind: Literal["conv2d", "linear"]
+    kind: Literal["conv2d", "linear", "attention", "lstm", "gru", "block"]
     macs: int
     params: int
     in_channels: int
     out_channels: int
     kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
     conv_groups: int = 1
     group: str | None = None
     in_group: str | None = None
     channel_multiple: int = 1
     weight_bits: tuple[int, ...] = (32,)
+    schemes: dict[Scheme, tuple[int, ...]] = {}
     factorizable: bool = False
+    droppable: bool = False
     keep_reason: str = ""
     rank_reason: str = ""
     bits_reason: str = ""
+    drop_reason: str = ""
 
 
 class Measurement(Frozen):
     """Numbers read off one deployed artifact. ``speedup`` = latency of the fp32 baseline in the same runtime / latency of this one,
-    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = lost points of the task's metric.
+    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = lost points of the task's metric. ``size_bytes`` is the packed
+    weights file (integers at their own width, with scales and zero points), ``deployed_bytes`` what the runtime loads.
     """
 
     split: Split
@@ -88,6 +96,7 @@ class Measurement(Frozen):
     samples: int
     size_bytes: int
     baseline_size_bytes: int
+    deployed_bytes: int = 0
     agreement: float = Field(description="share of the first 512 samples whose top-1 equals that of the PyTorch model it was lowered from")
     max_difference: float = Field(description="largest absolute difference of any output from that PyTorch model, on the same samples")
     machine: str = Field(description="digest of the Machine")

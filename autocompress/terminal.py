@@ -252,17 +252,28 @@ def present_layers(layers: Sequence[LayerInfo], console: Terminal) -> None:
     ]
     console.print(table(columns, rows, right=("channels", "MMACs")))
     for layer in layers:
-        reasons = dict.fromkeys(filter(None, (layer.keep_reason, layer.rank_reason, layer.bits_reason)))
+        reasons = dict.fromkeys(filter(None, (layer.keep_reason, layer.rank_reason, layer.bits_reason, layer.drop_reason)))
         if reasons:
             console.line(f"{layer.name}: {'; '.join(reasons)}")
 
 
-def present_space(dimensions: Sequence[tuple[str, Sequence[float]]], combinations: int, console: Terminal) -> None:
+def present_space(dimensions: Sequence[tuple[str, Sequence[Any]]], combinations: int, console: Terminal) -> None:
     """What a search would vary, and in how many ways."""
-    named = [(name, ", ".join(f"{choice:g}" for choice in choices)) for name, choices in dimensions]
+    named = [(name, ", ".join(map(_choice, choices))) for name, choices in dimensions]
     console.print(table(("what varies", "choices"), named))
     exact = f"{combinations:,}" if combinations < 10**6 else f"about 10^{math.log10(combinations):.0f}"
     console.field("space", f"{len(dimensions)} dimensions, {exact} combinations")
+
+
+def _choice(value: Any) -> str:
+    """A choice as a person reads it: 0.5, minmax, prune -> distill -> quantize, l1 + 0.5 taylor."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return " -> ".join(map(str, value))
+    if isinstance(value, dict):
+        return " + ".join(f"{weight:g} {name}" for name, weight in value.items()) or "-"
+    return str(value)
 
 
 def present_studies(studies: Sequence[Row], runs: Path, console: Terminal) -> None:

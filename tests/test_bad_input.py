@@ -79,7 +79,7 @@ SPACES = {
     "kepp: {choices: [1.0]}\n": "kepp: unknown key",
     "keep: {choices: [1.0], tye: layer}\n": "keep.tye: unknown key",
     "keep: {choices: [1.5]}\n": "keep.choices: every share must be above 0 and at most 1",
-    "weight_bits: {choices: [32, 33]}\n": "weight_bits.choices: bits must be 2 to 16, or 32 for float",
+    "weight_bits: {choices: [32, 33]}\n": "weight_bits.choices: bits must be 2 to 8, 16 for half floats, or 32 for float",
     "keep: {choices: [1.0, 0.5]}\nlayers: [{match: 'absent*', exclude: true}]\n": "layers[0].match: no layer is named 'absent*'",
     "keep: {choices: [1.0]}\n": "nothing in this model may change",
 }

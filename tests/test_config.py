@@ -61,10 +61,10 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("layers: [{match: a}, {match: b, kep: 0.5}]", "layers[1].kep: unknown key"),
         ("keep: {choices: [0.5, 1.5]}", "keep.choices: every share must be above 0 and at most 1 (got"),
         ("keep: {choices: []}", "keep.choices: "),
-        ("weight_bits: {choices: [64]}", "weight_bits.choices: bits must be 2 to 16, or 32 for float"),
+        ("weight_bits: {choices: [64]}", "weight_bits.choices: bits must be 2 to 8, 16 for half floats, or 32 for float"),
         ("weight_bits: {choices: [8], tie: group}", "weight_bits.tie: "),
         ("recovery: {steps: -1}", "recovery.steps: "),
-        ("recovery: {learning_rate: [0]}", "recovery.learning_rate: learning_rate must be above 0"),
+        ("recovery: {learning_rate: [0]}", "recovery.learning_rate: Input should be greater than 0"),
         ("distillation: {soft_weight: [2]}", "distillation: soft_weight must be between 0 and 1"),
         ("layers: [{keep: 0.5}]", "layers[0].match: "),
         ("layers: [{match: a, keep: .nan}]", "layers[0].keep: "),
@@ -88,9 +88,9 @@ def test_a_file_that_is_no_space_is_refused_in_one_line(tmp_path: Path, text: st
 
 
 def test_a_missing_space_names_the_built_in_ones(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSpace, match="built-in spaces: default, large, small"):
+    with pytest.raises(InvalidSpace, match="built-in spaces: compact, default, full, large, small"):
         load_space(tmp_path / "absent.yaml")
-    with pytest.raises(InvalidSpace, match="built-in spaces: default, large, small"):
+    with pytest.raises(InvalidSpace, match="built-in spaces: compact, default, full, large, small"):
         load_space("gigantic")
 
 

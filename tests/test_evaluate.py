@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare, timed_inputs
 from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
-from autocompress.recipe import LayerPlan, Recipe, Recovery
+from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
 from autocompress.records import Target
 from autocompress.tasks.task import Task, score, with_holdout
 
-ROOM = import_module("autocompress.evaluate")
+ROOM, LINE = import_module("autocompress.evaluate"), import_module("autocompress.compress.build")
 CPU = torch.device("cpu")
 LAYERS = ("conv1", "conv2", "head")
 SHORT = Recovery(steps=3, quantized_steps=2)
@@ -67,7 +68,8 @@ def test_accuracy_and_size_are_those_of_the_artifact_that_stays(real: Bench, tmp
     inputs, targets = real.splits["search"]
     outputs = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"input": inputs.numpy()})[0]
     assert score(real.task, torch.from_numpy(outputs), targets) == pytest.approx(measured.accuracy, abs=1e-4)
-    assert measured.size_bytes == file.stat().st_size
+    assert measured.deployed_bytes == file.stat().st_size
+    assert measured.size_bytes == (tmp_path / "artifact" / "weights.safetensors").stat().st_size
     assert measured.samples == len(targets) == 150
     assert measured.drop == pytest.approx(real.baseline.accuracy - measured.accuracy)
     assert 0 < measured.speedup_low <= measured.speedup <= measured.speedup_high
@@ -83,7 +85,19 @@ def test_the_stored_weights_rebuild_the_same_model_for_the_holdout_split(real: B
     assert measured.samples == 157
     assert measured.baseline_accuracy == real.baseline.holdout_accuracy
     assert measured.agreement >= 0.99
-    assert measured.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
+    assert measured.size_bytes == (tmp_path / "artifact" / "weights.safetensors").stat().st_size
+
+
+def test_fewer_bits_make_the_file_smaller_whatever_kernel_runs_them(real: Bench, tmp_path: Path) -> None:
+    sizes = {}
+    for bits in (32, 8, 4, 2):
+        result = evaluate(recipe(bits=bits, recovery=Recovery(steps=0, quantized_steps=0)), real, Gate(), tmp_path / str(bits))
+        assert result.measurement is not None, result.message
+        sizes[bits] = result.measurement.size_bytes
+    weights = 16 * 9 + 16 * 16 * 9 + 256 * 10
+    assert sizes[32] > 4 * weights
+    assert 0.8 * weights * 4 / 8 < sizes[8] - sizes[4] < 1.2 * weights * 4 / 8
+    assert sizes[4] - sizes[2] > 0.8 * weights * 2 / 8  # ternary weights are mostly 0: a bitmask may save more still
 
 
 def test_an_untouched_recipe_without_recovery_has_the_accuracy_of_the_baseline(real: Bench, tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ def test_the_trial_tells_where_its_time_went(bench: Bench, tmp_path: Path) -> No
 def test_a_model_that_is_too_slow_is_not_trained_and_leaves_no_artifact(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ROOM, "recover_", fail)
+    monkeypatch.setattr(LINE, "recover_", fail)
     result = evaluate(recipe(0.5), bench, Gate(min_speedup=1000), tmp_path)
     assert result.outcome == "gated"
     assert result.measurement is None
@@ -143,9 +157,11 @@ def test_the_gate_stops_only_what_no_accuracy_could_help() -> None:
 
 
 def test_bits_without_a_kernel_end_as_infeasible_with_the_reason_and_leave_nothing(real: Bench, tmp_path: Path) -> None:
-    result = evaluate(recipe(bits=4), real, Gate(), tmp_path)
+    half = Recipe(layers=(LayerPlan(name="head", weight_bits=16, activation_bits=16),), recovery=SHORT)
+    result = evaluate(half, real, Gate(), tmp_path)
     assert result.outcome == "infeasible"
-    assert "weight_bits 4" in result.message
+    assert "head" in result.message
+    assert "16" in result.message
     assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
 
 
@@ -187,7 +203,7 @@ def test_a_learning_rate_of_10_ends_as_measured_or_diverged(bench: Bench, tmp_pa
 def test_running_out_of_memory_is_an_outcome(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(ROOM, "recover_", raising(error))
+    monkeypatch.setattr(LINE, "recover_", raising(error))
     result = evaluate(recipe(0.5), bench, Gate(), tmp_path)
     assert result.outcome == "out_of_memory"
     assert "out of memory" in result.message
@@ -197,7 +213,7 @@ def test_running_out_of_memory_is_an_outcome(
 def test_anything_else_goes_through_and_the_log_is_still_written(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(ROOM, "recover_", raising(error))
+    monkeypatch.setattr(LINE, "recover_", raising(error))
     with pytest.raises(type(error)):
         evaluate(recipe(0.5), bench, Gate(), tmp_path)
     assert "before recovery" in (tmp_path / "log.txt").read_text()
@@ -260,26 +276,50 @@ def test_batches_that_are_not_kept_are_the_same_batches(tmp_path: Path, monkeypa
     bench, found = bench_of(tmp_path, toy_task.make()), []
     for size in (2**29, 0):
         monkeypatch.setattr(ROOM, "KEPT_SAMPLES_BYTES", size)
-        found.append(list(ROOM.recovery_samples(bench, recipe())))
-    assert len(found[0]) == len(found[1]) == SHORT.steps + SHORT.quantized_steps
-    for kept, made in zip(*found, strict=True):
-        assert all(map(torch.equal, kept, made))
+        bench.lectures.clear()
+        for _ in range(2):  # the second reading is that of kept batches, or of some kept and the rest made anew
+            found.append(list(islice(ROOM.materials(bench, recipe()).samples, 5)))
+    for samples in found[1:]:
+        for one, other in zip(found[0], samples, strict=True):
+            assert all(map(torch.equal, one[:3], other[:3]))
 
 
-def test_the_teacher_answers_once_for_all_trials_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_answers_once_for_all_trials_of_a_study(tmp_path: Path) -> None:
     bench, asked = bench_of(tmp_path / "bench", toy_task.make()), []
-    ask = ROOM.outputs_of
+    evaluate(recipe(0.5), bench, Gate(), tmp_path / "first")  # its survey and its cuts have run the model by now
+    bench.lectures.clear()
+    handle = bench.teachers["model"].register_forward_hook(lambda module, args, out: asked.append(len(out)))
+    for _ in range(3):
+        list(islice(ROOM.materials(bench, recipe()).samples, 4))
+    list(islice(ROOM.materials(bench, recipe(bits=7)).samples, 5))
+    handle.remove()
+    assert len(asked) == 5
 
-    def counted(model: nn.Module, *arguments: Any) -> Tensor:
-        if model is bench.task.model:
-            asked.append(1)
-        return ask(model, *arguments)
 
-    monkeypatch.setattr(ROOM, "outputs_of", counted)
-    evaluate(recipe(0.5), bench, Gate(), tmp_path / "first")
-    assert len(asked) == SHORT.steps + SHORT.quantized_steps
-    evaluate(recipe(0.5, 7), bench, Gate(), tmp_path / "second")
-    assert len(asked) == SHORT.steps + SHORT.quantized_steps
+def test_recipes_that_are_taught_otherwise_have_lessons_of_their_own(bench: Bench) -> None:
+    bench.lectures.clear()
+    usual = recipe()
+    for settings in (Distillation(), Distillation(soft_weight=0.5), Distillation(augmentation="mixup"), None):
+        next(ROOM.materials(bench, usual.model_copy(update={"distillation": settings})).samples)
+    assert len(bench.lectures) == 3  # the weights of the loss change no batch
+
+
+def test_a_teacher_that_the_task_does_not_have_ends_as_infeasible(bench: Bench, tmp_path: Path) -> None:
+    wanted = Recipe(distillation=Distillation(teachers={"large": 1.0}), recovery=SHORT)
+    result = evaluate(wanted, bench, Gate(), tmp_path)
+    assert result.outcome == "infeasible"
+    assert result.message == "distillation.teachers: the task has no teacher 'large'; it has model."
+
+
+def test_a_student_of_its_own_is_measured_like_any_other_recipe(tmp_path: Path) -> None:
+    task = replace(toy_task.make(), build_student=lambda width, depth: toy_task.Toy(round(16 * width)))
+    bench = bench_of(tmp_path / "bench", task, "onnxruntime")
+    wanted = Recipe(student=Student(width=0.5, weight_bits=7, activation_bits=8), recovery=SHORT)
+    result = evaluate(wanted, bench, Gate(), tmp_path / "trial")
+    assert result.measurement is not None, result.message
+    assert result.measurement.size_bytes < bench.baseline.size_bytes / 2
+    held = confirm(wanted, bench, tmp_path / "trial" / "artifact")
+    assert held.agreement >= 0.99
 
 
 def test_the_model_of_the_task_is_left_alone(tmp_path: Path) -> None:
@@ -300,7 +340,7 @@ def test_the_model_of_the_task_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_baseline_is_the_given_model_in_the_runtime_of_the_target(real: Bench) -> None:
     baseline = real.baseline
-    assert baseline.size_bytes == (real.deployed.folder / "model.onnx").stat().st_size
+    assert baseline.size_bytes == (real.deployed.folder / "weights.safetensors").stat().st_size
     assert baseline.params == sum(parameter.numel() for parameter in real.task.model.parameters())
     assert baseline.macs == 64 * 16 * 9 + 64 * 16 * 16 * 9 + 256 * 10
     assert baseline.input_shape == (1, 8, 8)

@@ -77,7 +77,8 @@ def test_measured_says_all_that_the_trial_says(folders: dict[int, Path], shipped
         assert measured["baseline"] == json.loads(shipped.paths.baseline.read_text())
         assert measured["machine"] == json.loads(shipped.paths.machine.read_text())
         assert measured["input_shape"] == [1, 8, 8]
-        assert measured["search"]["size_bytes"] == (folder / "model.onnx").stat().st_size
+        assert measured["search"]["deployed_bytes"] == (folder / "model.onnx").stat().st_size
+        assert measured["search"]["size_bytes"] == (folder / "weights.safetensors").stat().st_size
 
 
 def test_the_readme_shows_code_that_runs(folders: dict[int, Path]) -> None:

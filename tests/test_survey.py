@@ -88,6 +88,7 @@ def test_whatever_is_not_possible_has_a_reason_and_whatever_is_possible_has_none
 @pytest.mark.parametrize(("sets", "bits"), [(("avx2",), {7, 32}), (("avx_vnni",), {7, 8, 32})])
 def test_bits_are_those_of_the_target_with_the_reason_for_the_others(sets: tuple[str, ...], bits: set[int]) -> None:
     layers = survey(residual(4), DIGIT, ONNX, MACHINE.model_copy(update={"instruction_sets": sets}))
+    layers = tuple(layer for layer in layers if layer.kind != "block")
     assert all(set(layer.weight_bits) == bits for layer in layers)
     assert all(("VNNI" in layer.bits_reason) == (8 not in bits) for layer in layers)
     assert all(layer.channel_multiple == ONNX.channel_multiple for layer in layers)
@@ -99,6 +100,37 @@ def test_the_model_is_not_changed_and_keeps_its_mode(training: bool) -> None:
     before = fingerprint(model)
     surveyed(model, DIGIT)
     assert fingerprint(model) == before
+
+
+def test_a_width_without_a_kernel_of_its_own_runs_in_a_wider_one_and_is_not_called_real() -> None:
+    for layer in surveyed(residual(4), DIGIT).values():
+        if layer.kind in ("conv2d", "linear"):
+            assert layer.schemes["static"] == (2, 3, 4, 5, 6, 7)  # 8 would saturate without VNNI
+            assert 4 not in layer.weight_bits
+    assert set(surveyed(residual(4), DIGIT)["head"].schemes) == {"static", "dynamic", "weight_only", "half"}
+    assert "dynamic" not in surveyed(residual(4), DIGIT)["stem.0"].schemes
+
+
+def test_blocks_that_may_be_left_out_are_listed_and_those_that_may_not_say_why() -> None:
+    blocks = {name: layer for name, layer in surveyed(residual(4), DIGIT).items() if layer.kind == "block"}
+    assert {name: layer.droppable for name, layer in blocks.items()} == {"block1": True, "block2": True, "block3": False, "block4": True}
+    assert all(bool(layer.drop_reason) != layer.droppable for layer in blocks.values())
+    assert sum(layer.macs for layer in blocks.values()) == 0  # counted with their layers
+
+
+def test_a_recurrent_layer_has_hidden_units_and_the_multiply_adds_of_every_step() -> None:
+    lstm = surveyed(recurrent(), inputs(1, 5, 3))["lstm"]
+    assert (lstm.kind, lstm.in_channels, lstm.out_channels) == ("lstm", 3, 4)
+    assert lstm.macs == 5 * (4 * 4 * 3 + 4 * 4 * 4)
+    assert lstm.group == "lstm"
+
+
+def test_attention_has_heads_and_its_projections_no_group_of_their_own() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Linear(16, 2)).eval()
+    found = surveyed(model, inputs(1, 5, 16))
+    attention = found["0.self_attn"]
+    assert (attention.kind, attention.out_channels, attention.group) == ("attention", 4, "0.self_attn")
+    assert found["0.linear1"].group is not None
 
 
 def test_modes_of_single_modules_are_kept_too() -> None:
@@ -124,7 +156,9 @@ def whole_group(share: float) -> list[dict[str, Any]]:
 def test_recipes_that_fit_pass() -> None:
     check()
     check(*whole_group(0.5), {"name": "block1.conv1", "keep": 0.25, "rank": 1, "weight_bits": 7, "activation_bits": 8})
-    check({"name": "head", "rank": 3, "weight_bits": 7, "activation_bits": 7})
+    check({"name": "head", "rank": 3, "weight_bits": 3, "activation_bits": 8})
+    check({"name": "head", "weight_bits": 4}, {"name": "block1.conv1", "weight_bits": 16})
+    check({"name": "block2", "drop": True}, {"name": "head", "pattern": "2:4"}, {"name": "stem.0", "sparsity": 0.5})
 
 
 COMPLAINTS = {
@@ -152,25 +186,25 @@ COMPLAINTS = {
         [*whole_group(0.5), {"name": "block1.conv1", "keep": 0.5, "rank": 4}],
         r"my\.yaml: layers\[3\]\.rank: 4 is too large for block1\.conv1 of 4 x 4 channels",
     ),
-    "bits without a kernel": (
-        [{"name": "head", "weight_bits": 4, "activation_bits": 8}],
-        r"my\.yaml: layers\[0\]\.weight_bits: 4 is not possible here \(.+\); this target runs 7, 32",
-    ),
-    "bits that saturate": (
-        [{"name": "head", "weight_bits": 8, "activation_bits": 8}],
-        r"my\.yaml: layers\[0\]\.weight_bits: 8 is not possible here \(8-bit weights saturate on a CPU without VNNI.*\)",
-    ),
-    "activation bits without a kernel": (
-        [{"name": "head", "weight_bits": 7, "activation_bits": 4}],
-        r"my\.yaml: layers\[0\]\.activation_bits: 4 is not possible here",
-    ),
-    "integer weights with float activations": (
-        [{"name": "head", "weight_bits": 7}],
-        r"my\.yaml: layers\[0\]\.activation_bits: 32 with weight_bits 7: an integer kernel needs both in integers; set both or neither",
+    "half floats without a kernel": (
+        [{"name": "head", "weight_bits": 32, "activation_bits": 16}],
+        r"my\.yaml: layers\[0\]\.activation_bits: 16 with weight_bits 32: no kernel takes it",
     ),
     "float weights with integer activations": (
         [{"name": "head", "activation_bits": 8}],
-        r"my\.yaml: layers\[0\]\.activation_bits: 8 with weight_bits 32: an integer kernel needs both",
+        r"my\.yaml: layers\[0\]\.activation_bits: 8 with weight_bits 32: no kernel takes it",
+    ),
+    "a layer is no block": (
+        [{"name": "head", "drop": True}],
+        r"my\.yaml: layers\[0\]\.drop: head cannot be left out: only residual blocks are left out; take `drop` away",
+    ),
+    "a block that changes its shape": (
+        [{"name": "block3", "drop": True}],
+        r"my\.yaml: layers\[0\]\.drop: block3 cannot be left out: .+; take `drop` away",
+    ),
+    "zeros in a block": (
+        [{"name": "block2", "sparsity": 0.5}],
+        r"my\.yaml: layers\[0\]\.sparsity: block2 is of kind block; weights are set to 0 in convolutions and linear layers only",
     ),
 }
 
@@ -193,9 +227,9 @@ def test_a_grouped_convolution_takes_neither_keep_nor_rank() -> None:
 
 def test_all_complaints_are_listed_at_once() -> None:
     with pytest.raises(InvalidRecipe) as caught:
-        check({"name": "nowhere"}, {"name": "head", "keep": 0.5, "rank": 10, "weight_bits": 4, "activation_bits": 8})
+        check({"name": "nowhere"}, {"name": "head", "keep": 0.5, "rank": 10, "activation_bits": 8})
     paths = [re.match(r"my\.yaml: layers\[\d\]\.(\w+)", line) for line in str(caught.value).splitlines()]
-    assert [found and found[1] for found in paths] == ["name", "keep", "rank", "weight_bits"]
+    assert [found and found[1] for found in paths] == ["name", "keep", "rank", "activation_bits"]
 
 
 def passes(check: Callable[[], object]) -> bool:
@@ -214,5 +248,5 @@ def test_a_rank_is_refused_here_exactly_when_factorizing_would_refuse_it(share: 
         ranks = range(1, 14)
         rest = [plan for other, plan in plans.items() if other != name]
         here = [rank for rank in ranks if passes(partial(check, *rest, plans.get(name, {"name": name}) | {"rank": rank}))]
-        there = [rank for rank in ranks if passes(partial(factorize, pruned, {name: rank}))]
+        there = [rank for rank in ranks if passes(partial(factorize, pruned, {name: LayerPlan(name=name, rank=rank)}))]
         assert here == there, name

@@ -1,27 +1,223 @@
-"""The stages of a recipe in their order: shrink, (recover,) settle, (recover,) freeze; and the same structure again without training."""
+"""The stages of a recipe in its order, from the given model to what a runtime lowers; and the same structure again without training.
+
+Given model or student -> prune -> factorize -> sparsify -> distill -> quantize, or in another order that makes sense.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.blocks import FakeQuantized
-from autocompress.compress.factorize import factorize
-from autocompress.compress.prune import prune
+from autocompress.compress.distill import Lesson, Sample, retaught
+from autocompress.compress.distill.assistant import make_assistant
+from autocompress.compress.factorize import factorize, ranks_from_state
+from autocompress.compress.prune import (
+    Scoring,
+    attention_modules,
+    cubic,
+    drop_blocks,
+    keeps_at,
+    prune,
+    prune_heads,
+    prune_recurrent,
+    sparsify,
+    widths,
+)
 from autocompress.compress.quantize import fold_batch_norm, layer_bits, quantize
-from autocompress.recipe import Recipe
+from autocompress.compress.recover import recover_
+from autocompress.errors import InfeasibleRecipe
+from autocompress.recipe import LayerPlan, Pruning, Recipe
 
 FEW = 64  # inputs that create every quantizer; their ranges come from the stored weights
+CALIBRATION_BATCH = 128
+RECURRENT = (nn.LSTM, nn.GRU)
+
+BuildStudent = Callable[[float, float], nn.Module]
+StageTimer = Callable[[str], AbstractContextManager[None]]
 
 
-def shrink(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
-    """Prune, then factorize: the untrained structure of a recipe."""
-    pruned = prune(model, {plan.name: plan.keep for plan in recipe.layers}, example)
-    return factorize(pruned, {plan.name: plan.rank for plan in recipe.layers if plan.rank is not None})
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What the stages work with beside the model, on its device: ``samples`` are ``training_steps`` batches with the teachers' outputs,
+    ``scoring`` a few batches for importances that look at data, ``calibration`` inputs (N, ...).
+    """
+
+    calibration: Tensor
+    lesson: Lesson
+    samples: Iterator[Sample] = field(default_factory=lambda: iter(()))
+    scoring: tuple[Sample, ...] = ()
+    build_student: BuildStudent | None = None
+
+    @property
+    def example(self) -> Tensor:
+        """One input, (1, ...)."""
+        return self.calibration[:1]
+
+
+def compress(model: nn.Module, recipe: Recipe, given: Materials, timed: StageTimer | None = None) -> nn.Module:
+    """A new model, compressed, recovered, frozen, in eval mode; ``timed(name)`` is entered around every piece of work.
+
+    Raises InfeasibleRecipe where the model cannot take the recipe, Diverged where its training does.
+    """
+    line = _Line(model, recipe, given, timed or (lambda name: contextlib.nullcontext()))
+    return line.run()
+
+
+def training_steps(recipe: Recipe) -> int:
+    """Batches that the stages of a recipe train on, all in all."""
+    pruning, recovery = recipe.pruning, recipe.recovery
+    steps = recovery.steps if "distill" in recipe.order else 0
+    if pruning.schedule == "cubic":
+        staged = (any(plan.keep < 1 for plan in recipe.layers), _has_zeros(recipe))
+        steps += sum(staged) * pruning.iterations * pruning.steps_between
+    if recipe.distillation is not None and recipe.distillation.assistant is not None:
+        steps += recipe.distillation.assistant.steps
+    return steps + (recovery.quantized_steps if recipe.is_quantized else 0)
+
+
+class _Line:
+    """One run through the stages."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, given: Materials, timed: StageTimer) -> None:
+        self.model, self.recipe, self.given, self.timed = model, recipe, given, timed
+        self.samples = given.samples
+        self.lessons_left = recipe.order.count("distill")
+        importance = {str(name): weight for name, weight in recipe.pruning.importance.items()}
+        self.scoring = Scoring(importance, given.scoring, given.lesson.loss, recipe.pruning.seed)
+
+    def run(self) -> nn.Module:
+        work = start(self.model, self.recipe, self.given.build_student)
+        if self.recipe.order[0] in ("distill", "sparsify"):  # every other stage makes a copy of its own
+            work = copy.deepcopy(work)
+        if self.recipe.distillation is not None and self.recipe.distillation.assistant is not None:
+            self._hire_assistant()
+        stages = {
+            "prune": self.prune, "factorize": self.factorize, "sparsify": self.sparsify,
+            "distill": self.distill, "quantize": self.quantize,
+        }  # fmt: skip
+        for name in self.recipe.order:
+            work = stages[name](work)
+        if not isinstance(work, FakeQuantized):
+            work = fold_batch_norm(work, self.given.example)
+        return work.eval()
+
+    def _hire_assistant(self) -> None:
+        """From here on the assistant teaches, on the same inputs."""
+        assert self.recipe.distillation is not None
+        settings = self.recipe.distillation.assistant
+        assert settings is not None
+        with self.timed("recover"):
+            assistant = make_assistant(self.model, settings, self.recipe, self.given.example, self.samples, self.given.lesson)
+        self.samples = retaught(self.samples, assistant)
+
+    def train(self, model: nn.Module, steps: int | None = None) -> nn.Module:
+        with self.timed("recover"):
+            return recover_(model, self.recipe, self.samples, self.given.lesson, steps)
+
+    def prune(self, model: nn.Module) -> nn.Module:
+        """Blocks and heads at once, then channels, at once or along the cubic schedule."""
+        with self.timed("shrink"):
+            work, keep = cut_whole(model, self.recipe, self.given.example, self.scoring)
+            if not keep or self.recipe.pruning.schedule == "one_shot":
+                return prune(work, keep, self.given.example, self.scoring)
+            full = widths(work)
+        for share in cubic(self.recipe.pruning.iterations):
+            with self.timed("shrink"):
+                work = prune(work, keeps_at(keep, share), self.given.example, self.scoring, full)
+            work = self.train(work, self.recipe.pruning.steps_between)
+        return work
+
+    def factorize(self, model: nn.Module) -> nn.Module:
+        with self.timed("shrink"):
+            return factorize(model, plans_of(model, self.recipe), self.given.calibration)
+
+    def sparsify(self, model: nn.Module) -> nn.Module:
+        if not _has_zeros(self.recipe):
+            return model
+        if self.recipe.pruning.schedule == "one_shot":
+            with self.timed("shrink"):
+                return sparsify(model, self.recipe, self.scoring)
+        for share in cubic(self.recipe.pruning.iterations):
+            with self.timed("shrink"):
+                model = sparsify(model, self.recipe, self.scoring, share)
+            model = self.train(model, self.recipe.pruning.steps_between)
+        return model
+
+    def distill(self, model: nn.Module) -> nn.Module:
+        """An equal share of the steps for each of these stages; the last takes what is left over."""
+        count, steps = self.recipe.order.count("distill"), self.recipe.recovery.steps
+        self.lessons_left -= 1
+        return self.train(model, steps // count + (steps % count if self.lessons_left == 0 else 0))
+
+    def quantize(self, model: nn.Module) -> nn.Module:
+        with self.timed("quantize"):
+            work = settle(model, self.recipe, self.given.calibration)
+        if isinstance(work, FakeQuantized):
+            self.train(work)
+            work.freeze_()
+        return work
+
+
+def start(model: nn.Module, recipe: Recipe, build_student: BuildStudent | None) -> nn.Module:
+    """The model that the stages begin with. Raises InfeasibleRecipe where the task cannot build the student, or plans name none of it."""
+    work = model
+    if recipe.student is not None:
+        if build_student is None:
+            raise InfeasibleRecipe("student: the task has no build_student(width, depth). Give the Task one, or leave the student out.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.recovery.seed)  # its weights are drawn here
+            work = build_student(recipe.student.width, recipe.student.depth)
+        work.to(next(model.parameters()).device)
+    known = {name for name, _ in work.named_modules()}
+    strangers = [plan.name for plan in recipe.layers if plan.name not in known]
+    if strangers:
+        whose = "student" if recipe.student is not None else "model"
+        raise InfeasibleRecipe(f"{', '.join(strangers[:8])}: the {whose} has no such layer. Take these plans out of the recipe.")
+    return work
+
+
+def cut_whole(model: nn.Module, recipe: Recipe, example: Tensor, scoring: Scoring | None) -> tuple[nn.Module, dict[str, float]]:
+    """The model without its dropped blocks, heads and hidden units; and the shares of channels, which are still to be cut."""
+    drops = [plan.name for plan in recipe.layers if plan.drop]
+    work = drop_blocks(model, drops, example) if drops else model  # not a copy: prune groups are remembered by model
+    present = dict(work.named_modules())
+    shares = {plan.name: plan.keep for plan in recipe.layers if plan.keep < 1 and plan.name in present}  # the rest went with its block
+    units = {name: share for name, share in shares.items() if isinstance(present[name], RECURRENT)}
+    layers = {name: share for name, share in shares.items() if isinstance(present[name], nn.Conv2d | nn.Linear)}
+    heads = {name: share for name, share in shares.items() if name not in units and name not in layers}
+    if heads:
+        known = attention_modules(work, example)
+        strangers = [name for name in heads if name not in known]
+        if strangers:
+            name = strangers[0]
+            raise InfeasibleRecipe(f"{name}: keep {heads[name]:g}, but it is no layer and no attention module. Set keep to 1.")
+        work = prune_heads(work, heads, example, scoring)
+    if units:
+        work = prune_recurrent(work, units, example, scoring)
+    return work, layers
+
+
+def shrink(model: nn.Module, recipe: Recipe, inputs: Tensor, build_student: BuildStudent | None = None) -> nn.Module:
+    """The untrained structure of a recipe, from inputs (N, ...): what its speed depends on, channels chosen by their norm."""
+    work, keep = cut_whole(start(model, recipe, build_student), recipe, inputs[:1], None)
+    return factorize(prune(work, keep, inputs[:1]), plans_of(work, recipe), inputs)
+
+
+def plans_of(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
+    """The plans of layers that are there: those of a dropped block went with it."""
+    present = dict(model.named_modules())
+    return {name: plan for name, plan in recipe.plans.items() if name in present}
 
 
 def settle(model: nn.Module, recipe: Recipe, inputs: Tensor) -> nn.Module:
     """What a runtime lowers: fake-quantized with ranges from ``inputs`` (N, ...), or in float with batch norm folded."""
-    if layer_bits(model, recipe.plans):
-        return quantize(model, recipe.plans, torch.split(inputs, 128))
+    if layer_bits(model, recipe):
+        return quantize(model, recipe, torch.split(inputs, CALIBRATION_BATCH))
     return fold_batch_norm(model, inputs[:1])
 
 
@@ -31,8 +227,23 @@ def freeze_(model: nn.Module) -> None:
         model.freeze_()
 
 
-def rebuild(model: nn.Module, recipe: Recipe, inputs: Tensor) -> nn.Module:
-    """The module of a recipe, frozen, in the structure that its stored weights fit; inputs (N, ...) create the quantizers."""
-    settled = settle(shrink(model, recipe, inputs[:1]), recipe, inputs[:FEW])
+def provisional(recipe: Recipe) -> Recipe:
+    """A recipe of the same structure without what takes time to find better values: criteria, adaptive rounding, slow observers."""
+    fast = {"adaround_steps": 0, "observer": "minmax", "weight_observer": "minmax", "equalize": False}
+    return recipe.model_copy(update={"pruning": Pruning(), "quantization": recipe.quantization.model_copy(update=fast)})
+
+
+def rebuild(
+    model: nn.Module, recipe: Recipe, inputs: Tensor, state: Mapping[str, Tensor], build_student: BuildStudent | None = None
+) -> nn.Module:
+    """The module of a recipe with its stored weights, frozen, in eval mode; inputs (N, ...) create the quantizers."""
+    ranked = ranks_from_state(recipe.plans, {name.removeprefix("model."): value for name, value in state.items()})
+    same = provisional(recipe).model_copy(update={"layers": tuple(ranked.values())})
+    settled = settle(shrink(model, same, inputs, build_student), same, inputs[:FEW])
     freeze_(settled)
+    settled.load_state_dict(dict(state))
     return settled.eval()
+
+
+def _has_zeros(recipe: Recipe) -> bool:
+    return recipe.pruning.global_sparsity > 0 or any(plan.is_sparse for plan in recipe.layers)

@@ -1,24 +1,30 @@
-"""Eager PyTorch on the CPU: the reference. fp32 only, for it has no integer kernels for our blocks and simulates none.
+"""Eager PyTorch on the CPU: the reference. fp32, half floats where a recipe asks for them, and weight-only layers, which it computes
+in float; it has no integer kernels for our blocks and simulates none.
 
 What ships is weights.safetensors; the module is rebuilt from the recipe (see ``export.load``).
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autocompress.blocks import FakeQuantized
-from autocompress.errors import InfeasibleRecipe, UserError
+from autocompress.blocks.rounding import HALF
+from autocompress.errors import InfeasibleRecipe
+from autocompress.recipe import HALF_BITS, Scheme
 from autocompress.records import Machine
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.runtimes.grids import KINDS
+from autocompress.runtimes.grids import layers as layers_of
+from autocompress.runtimes.runtime import Array, Deployed, Kind, Support, impossible
+from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 
-WEIGHTS = "weights.safetensors"
+BF16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
 
 
 class EagerDeployed(Deployed):
@@ -30,7 +36,7 @@ class EagerDeployed(Deployed):
 
     @property
     def size_bytes(self) -> int:
-        return (self.folder / WEIGHTS).stat().st_size
+        return weights_bytes(self.folder)
 
     def run(self, inputs: Array) -> Array:
         with torch.no_grad():
@@ -47,34 +53,55 @@ class Eager:
 
     name = "eager"
     channel_multiple = 8
-    deployed: type[EagerDeployed] = EagerDeployed
-    simulates_bits = False
 
     def weight_bits(self, machine: Machine) -> dict[int, str]:
         return {bits: "" if bits == 32 else "eager PyTorch has no integer kernels here" for bits in (*range(2, 17), 32)}
 
+    def support(self, kind: Kind, scheme: Scheme, weight_bits: int, machine: Machine) -> Support:
+        if scheme in ("static", "dynamic"):
+            return Support(False, False, "eager PyTorch has no integer kernels here")
+        if impossible(kind, scheme, weight_bits):
+            return Support(False, False, impossible(kind, scheme, weight_bits))
+        if scheme == "weight_only":
+            return Support(True, False, "weights are stored packed and computed with in float: a smaller file, the same speed")
+        if scheme == "half" and not set(BF16) & set(machine.instruction_sets):
+            return Support(True, False, "this CPU has no instructions for bfloat16: a smaller file, no more speed")
+        return Support(True, True)
+
     def write(self, model: nn.Module, example: Tensor, folder: Path) -> None:
-        if isinstance(model, FakeQuantized) and not self.simulates_bits:
-            raise InfeasibleRecipe(f"{', '.join(model.bits)}: eager PyTorch has no integer kernels here; set weight_bits to 32")
+        for layer in layers_of(model) if isinstance(model, FakeQuantized) else []:
+            if layer.scheme in ("static", "dynamic"):
+                bits = f"weight_bits {layer.weight_bits}, activation_bits {layer.activation_bits}"
+                raise InfeasibleRecipe(f"{layer.name}: {bits}: eager PyTorch has no integer kernels here. Set both to 32, or to 16.")
         write_weights(model, folder)
 
     def open(self, folder: Path, threads: int, model: nn.Module) -> EagerDeployed:
         model.load_state_dict(read_weights(folder))
-        return self.deployed(folder, threads, model)
+        return EagerDeployed(folder, threads, in_half(model) if isinstance(model, FakeQuantized) else model)
 
 
-def write_weights(model: nn.Module, folder: Path) -> None:
-    """The state of a model as safetensors: contiguous, on the CPU, tied tensors under each of their names."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(state))  # not save_file: it reports a full disk as something else than an OSError
+def in_half(model: FakeQuantized) -> nn.Module:
+    """The wrapped model, whose weights are on their grids, with a copy of it where layers compute in half floats.
+
+    Such a layer's parameters are in that type, its inputs are cast to it, and its outputs back to float.
+    """
+    names = [layer.name for layer in layers_of(model) if layer.activation_bits == HALF_BITS]
+    if not names:
+        return model.model
+    inner, dtype = copy.deepcopy(model.model), HALF[model.settings.half]
+    for name in names:
+        layer = inner.get_submodule(name)
+        if type(layer) in KINDS:  # a projection inside of torch's own attention is read, not called
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda module, args: _cast(args, dtype))
+            layer.register_forward_hook(lambda module, args, out: _cast(out, torch.float32))
+    return inner
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Raises UserError where the file is missing or not safetensors."""
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: the weights cannot be read ({error}); export the artifact again") from None
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return type(value)(_cast(item, dtype) for item in value) if isinstance(value, tuple | list) else value
 
 
 @contextlib.contextmanager

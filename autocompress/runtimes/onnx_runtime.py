@@ -1,9 +1,12 @@
-"""ONNX Runtime on the CPU: fp32, and static int8 as QuantizeLinear/DequantizeLinear pairs that it turns into integer kernels.
+"""ONNX Runtime on the CPU: fp32; static int8 as QuantizeLinear/DequantizeLinear pairs that it turns into integer kernels; dynamic,
+weight-only and half layers as operators of its own or as constants that it folds.
 
-The TorchScript exporter traces the model as it runs (``torch.fake_quantize_*`` becomes Q/DQ); ``qdq`` then folds the weights.
+The TorchScript exporter traces the model as it runs (``torch.fake_quantize_*`` becomes Q/DQ); ``qdq`` then folds the weights and
+``encode`` rewrites the layers that leave no such trace.
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,13 @@ from torch.jit._trace import TracerWarning
 
 from autocompress.blocks import FakeQuantized
 from autocompress.errors import InfeasibleRecipe
+from autocompress.recipe import HALF_BITS, Scheme
 from autocompress.records import Machine
+from autocompress.runtimes.encode import encode, own_copies
+from autocompress.runtimes.grids import Grid, Layer, grids, layers
 from autocompress.runtimes.qdq import fold
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.runtimes.runtime import Array, Deployed, Kind, Support, impossible
+from autocompress.runtimes.weight_only import container, has_two_bits
 
 OPSET = 17
 FILE = "model.onnx"
@@ -56,6 +63,16 @@ class OnnxRuntime:
         reasons = dict.fromkeys((32, 7), "") | {8: saturates}
         return {bits: reasons.get(bits, "no integer kernel for this width here; 8 and 7 bits have one") for bits in (*range(2, 17), 32)}
 
+    def support(self, kind: Kind, scheme: Scheme, weight_bits: int, machine: Machine) -> Support:
+        reason = refusal(kind, scheme, weight_bits)
+        saturates = self.weight_bits(machine)[8]
+        if not reason and saturates and weight_bits == 8 and scheme in ("static", "dynamic") and kind != "gru":
+            reason = saturates
+        if reason:
+            return Support(False, False, reason)
+        slow = no_kernel(kind, scheme, weight_bits) or (saturates if scheme == "weight_only" and weight_bits == 8 else "")
+        return Support(True, not slow, slow)
+
     def write(self, model: nn.Module, example: Tensor, folder: Path) -> None:
         lower(model, example, folder / FILE)
 
@@ -66,9 +83,7 @@ class OnnxRuntime:
 def lower(model: nn.Module, example: Tensor, file: Path) -> None:
     """Write ``model`` as ONNX with a free batch dimension; example (1, ...) is on the model's device."""
     if isinstance(model, FakeQuantized):
-        for name, pair in model.bits.items():
-            if not set(pair) <= {7, 8}:
-                raise InfeasibleRecipe(f"{name}: weight_bits {pair[0]}, activation_bits {pair[1]}: onnxruntime has kernels for 8 and 7")
+        check(model)
     free = {0: "batch"}
     with warnings.catch_warnings():
         # the TorchScript exporter announces its end and every shape that it fixes; the dynamo one cannot lower fake quantization
@@ -81,7 +96,66 @@ def lower(model: nn.Module, example: Tensor, file: Path) -> None:
             model.eval(), (example,), file, dynamo=False, opset_version=OPSET, do_constant_folding=not isinstance(model, FakeQuantized),
             input_names=["input"], output_names=["output"], dynamic_axes={"input": free, "output": free},
         )  # fmt: skip
-    onnx.save(fold(onnx.load(file)), file)
+    traced = onnx.load(file)
+    if isinstance(model, FakeQuantized):
+        own_copies(traced, model)
+    onnx.save(fold(traced, partial(encode, model=model) if isinstance(model, FakeQuantized) else None), file)
+
+
+def refusal(kind: Kind, scheme: Scheme, weight_bits: int) -> str:
+    """Why a layer of this kind cannot be deployed with these bits by this scheme, or an empty string."""
+    if impossible(kind, scheme, weight_bits):
+        return impossible(kind, scheme, weight_bits)
+    if scheme == "dynamic" and weight_bits > 8:
+        return "inputs that are quantized at run time need integer weights, of 2 to 8 bits"
+    if scheme == "half" and weight_bits != HALF_BITS:
+        return "no half-precision kernels on a CPU; activation_bits 16 saves nothing here"
+    return ""
+
+
+def no_kernel(kind: Kind, scheme: Scheme, weight_bits: int) -> str:
+    """Why what can be deployed is no faster for these bits, or an empty string."""
+    smaller = "a smaller file, the same speed"
+    if scheme == "half":
+        return f"no half-precision kernels on a CPU; weights are stored in 16 bits and computed with in float: {smaller}"
+    if scheme == "weight_only" and kind != "linear":
+        return f"no weight-only kernel for {kind}; weights are stored in 8 bits and computed with in float: {smaller}"
+    if scheme == "weight_only" and (weight_bits not in (4, 8) and not (weight_bits == 2 and has_two_bits())):
+        return f"no kernel for {weight_bits} bits; they run in the one for {container(weight_bits)}: {smaller} as there"
+    if scheme == "dynamic" and kind == "gru":
+        return f"no integer kernel for a GRU; weights are stored in 8 bits and computed with in float: {smaller}"
+    if scheme in ("static", "dynamic") and weight_bits > 8:
+        return "no kernel for float weights with integer inputs: the layer runs in float"
+    if scheme in ("static", "dynamic") and weight_bits < 7:
+        return f"no kernel for {weight_bits} bits; they run in the one for 8: {smaller} as there"
+    return ""
+
+
+def check(model: FakeQuantized) -> None:
+    """Raises InfeasibleRecipe for the first layer that cannot be lowered."""
+    on_grid = grids(model)
+    for layer in layers(model):
+        bits = f"{layer.name}: weight_bits {layer.weight_bits}, activation_bits {layer.activation_bits}"
+        reason = refusal(layer.kind, layer.scheme, layer.weight_bits)
+        if reason:
+            raise InfeasibleRecipe(f"{bits}: {reason}.")
+        if layer.activation_bits == HALF_BITS:
+            raise InfeasibleRecipe(f"{bits}: onnxruntime has no half-precision kernels on a CPU. Set activation_bits to 32.")
+        for grid in (on_grid[name] for name in layer.parameters if name in on_grid):
+            reason = refused_grid(layer, grid)
+            if reason:
+                raise InfeasibleRecipe(f"{bits}: {reason}.")
+
+
+def refused_grid(layer: Layer, grid: Grid) -> str:
+    """Why no kernel takes weights on this grid, or an empty string; what is stored and computed with in float is free."""
+    if layer.scheme not in ("static", "dynamic") or layer.kind == "gru":
+        return ""
+    if grid.scale.numel() not in (1, grid.codes.shape[0]):
+        return f"granularity group with {layer.scheme} inputs: kernels have one scale a channel. Set granularity to channel"
+    if not grid.is_symmetric() and (layer.scheme == "static" or layer.kind == "lstm"):
+        return f"asymmetric weights with {layer.scheme} inputs: no such kernel for {layer.kind}. Set symmetric to true"
+    return ""
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -1,10 +1,11 @@
 """From a traced graph with QuantizeLinear/DequantizeLinear pairs to one that integer kernels can take.
 
-Weights become int8 initializers, biases int32 ones on the grid (input scale * weight scale), means over height and width become
-GlobalAveragePool, Identity nodes go. A graph without pairs is only cleaned.
+Biases become int32 initializers on the grid (input scale * weight scale), means over height and width GlobalAveragePool, Identity nodes
+go, and ``encode`` puts weights on their grids. A graph without pairs is only cleaned.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 BIASED = ("Conv", "Gemm")
+EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 class Graph:
@@ -47,12 +49,13 @@ class Graph:
             self.graph.node.insert(position + offset, node)
 
 
-def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite ``model`` in place, check it, and return it."""
+def fold(model: onnx.ModelProto, encode: Callable[[onnx.ModelProto], None] | None = None) -> onnx.ModelProto:
+    """Rewrite ``model`` in place, check it, and return it; ``encode`` then finds its weights with their names, before their readers."""
     _remove_identities(Graph(model))
     _constant_casts(Graph(model))
     _pool(Graph(model))
-    _integer_weights(Graph(model))
+    if encode is not None:
+        encode(model)
     _integer_biases(Graph(model))
     _shield_floats(Graph(model))
     _remove_unused(Graph(model))
@@ -76,7 +79,7 @@ def _remove_identities(graph: Graph) -> None:
 def _constant_casts(graph: Graph) -> None:
     """Zero points are traced as int32 constants cast to eight bits: the cast constant instead."""
     for node in list(graph.graph.node):
-        value = graph.array(node.input[0]) if node.op_type == "Cast" else None
+        value = graph.array(node.input[0]) if node.op_type == "Cast" and node.attribute[0].i in EIGHT_BITS else None
         if value is not None:
             graph.add(node.output[0], value.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i)))
             graph.replace(node, [])
@@ -121,19 +124,6 @@ def _flatten(graph: Graph, mean: NodeProto, pooled: str) -> list[NodeProto]:
         helper.make_node("DequantizeLinear", [names[0], scale, zero], [names[1]]),
         helper.make_node("Flatten", [names[1]], [mean.output[0]], axis=1),
     ]
-
-
-def _integer_weights(graph: Graph) -> None:
-    """QuantizeLinear of a constant becomes the int8 constant, rounded as torch rounds: rint(w * (1 / scale))."""
-    for node in list(graph.graph.node):
-        weight = graph.array(node.input[0]) if node.op_type == "QuantizeLinear" else None
-        scale = graph.array(node.input[1]) if weight is not None else None
-        if weight is None or scale is None:
-            continue
-        shape = [-1 if axis == 0 else 1 for axis in range(weight.ndim)] if scale.ndim else []
-        steps = np.rint(weight.astype(np.float32) * (np.float32(1) / scale.reshape(shape)))
-        graph.add(node.output[0], np.clip(steps, -128, 127).astype(np.int8))
-        graph.replace(node, [])
 
 
 def _integer_biases(graph: Graph) -> None:

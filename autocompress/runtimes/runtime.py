@@ -3,16 +3,37 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.recipe import Scheme
 from autocompress.records import Machine
 from autocompress.runs import write_folder
 
 Array = NDArray[np.float32]
+Kind = Literal["conv2d", "linear", "lstm", "gru"]
+
+
+class Support(NamedTuple):
+    """``runs``: can be deployed here. ``real``: a kernel of this width makes it faster, not just smaller. ``reason``: why not."""
+
+    runs: bool
+    real: bool
+    reason: str = ""
+
+
+def impossible(kind: Kind, scheme: Scheme, weight_bits: int) -> str:
+    """Why no runtime can have a layer of this kind with these bits by this scheme, or an empty string."""
+    if scheme == "static" and kind in ("lstm", "gru"):
+        return "the states of a recurrent layer have no range before it runs; use activations: dynamic"
+    if scheme == "dynamic" and kind == "conv2d":
+        return "no kernel takes the range of a convolution's input at run time and is faster than float; use activations: static"
+    if scheme == "weight_only" and weight_bits > 8:
+        return "a weight-only scheme needs integer weights, of 2 to 8 bits"
+    return ""
 
 
 class Deployed:
@@ -50,7 +71,11 @@ class Runtime(Protocol):
     channel_multiple: int  # channels that one vector instruction takes; other widths waste lanes
 
     def weight_bits(self, machine: Machine) -> dict[int, str]:
-        """Bits of weights that run here in real kernels -> an empty string; other bits -> the reason why they do not."""
+        """Bits of weights that run here in real static kernels -> an empty string; other bits -> the reason why they do not."""
+        ...
+
+    def support(self, kind: Kind, scheme: Scheme, weight_bits: int, machine: Machine) -> Support:
+        """What becomes here of a layer of this kind whose weights have these bits, by this scheme."""
         ...
 
     def write(self, model: nn.Module, example: Tensor, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy
-from autocompress.recipe import FLOAT_BITS, LayerPlan, Recipe
+from autocompress.recipe import FLOAT_BITS, ORDER, LayerPlan, Pruning, Quantization, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
 
 SHORT_RUN = 2  # neighbours with equal words up to which each has a line of its own
@@ -197,9 +197,9 @@ def summary(
 
 
 def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
-    """The recipe in words: one line a changed layer or run of equal ones, in the order of the model, then recovery, then distillation."""
+    """The recipe in words: one line a changed layer or run of equal ones, in the model's order, then what holds for all of it."""
     plans = recipe.plans
-    changes = [(layer.name, _in_words(plans[layer.name])) for layer in layers if layer.name in plans]
+    changes = [(layer.name, _in_words(plans[layer.name], layer.kind)) for layer in layers if layer.name in plans]
     lines = []
     for words, run in groupby(changes, key=lambda change: change[1]):
         names = [name for name, _ in run]
@@ -207,21 +207,72 @@ def describe(recipe: Recipe, layers: Sequence[LayerInfo]) -> list[str]:
             lines.append(f"{names[0]} to {names[-1]} ({len(names)} layers): {words}")
         elif words:
             lines += [f"{name}: {words}" for name in names]
+    if recipe.student is not None:
+        student = recipe.student
+        bits = f", {_bits_in_words(student.weight_bits, student.activation_bits)}" if student.weight_bits < FLOAT_BITS else ""
+        lines.insert(0, f"a student of its own: {student.width:g} x width, {student.depth:g} x depth{bits}")
+    return [*(lines or ["no layer is changed"]), *_settings_in_words(recipe), *_training_in_words(recipe)]
+
+
+def _settings_in_words(recipe: Recipe) -> list[str]:
+    """What differs from the usual settings of pruning and quantization, and an order that is not the usual one."""
+    lines = []
+    for name, part, usual in (("pruning", recipe.pruning, Pruning()), ("quantization", recipe.quantization, Quantization())):
+        changed = [f"{field} {_value(value)}" for field, value in part if field != "seed" and value != getattr(usual, field)]
+        if changed:
+            lines.append(f"{name}: {', '.join(changed)}")
+    if recipe.order != ORDER:
+        lines.append(f"order: {' -> '.join(recipe.order)}")
+    return lines
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in value.items())
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _training_in_words(recipe: Recipe) -> list[str]:
     recovery, teacher = recipe.recovery, recipe.distillation
     steps = f"recovery: {recovery.steps} steps, {recovery.quantized_steps} quantized, learning rate {recovery.learning_rate:g}"
+    for field in ("optimizer", "schedule", "ema", "batch_norm_batches"):
+        if getattr(recovery, field) != getattr(Recovery(), field):
+            steps += f", {field.replace('_', ' ')} {_value(getattr(recovery, field))}"
     taught = "no distillation"
     if teacher is not None:
         weights = f"soft {teacher.soft_weight:g}, hard {teacher.hard_weight:g}"
         taught = f"distillation at temperature {teacher.temperature:g}, {weights}"
-    return [*(lines or ["no layer is changed"]), steps, taught]
+        for field in ("feature_weight", "attention_weight", "ramp"):
+            taught += f", {field.replace('_', ' ')} {getattr(teacher, field):g}" if getattr(teacher, field) else ""
+        taught += f", {teacher.augmentation}" if teacher.augmentation != "none" else ""
+        taught += f", teachers {_value(teacher.teachers)}" if teacher.teachers else ""
+        taught += f", assistant with {100 * teacher.assistant.keep:.0f} % of channels" if teacher.assistant is not None else ""
+    return [steps, taught]
 
 
-def _in_words(plan: LayerPlan) -> str:
+def _in_words(plan: LayerPlan, kind: str) -> str:
     """``62 % of channels, rank 8, 8 bit``; bits of weights and of inputs apart where they differ."""
-    keep = f"{100 * plan.keep:.0f} % of channels" if plan.keep < 1 else ""
-    rank = f"rank {plan.rank}" if plan.rank is not None else ""
-    if plan.weight_bits == plan.activation_bits:
-        bits = f"{plan.weight_bits} bit" if plan.weight_bits < FLOAT_BITS else ""
-    else:
-        bits = f"{plan.weight_bits} bit weights, {plan.activation_bits} bit inputs"
-    return ", ".join(filter(None, (keep, rank, bits)))
+    what = {"attention": "heads", "lstm": "hidden units", "gru": "hidden units"}.get(kind, "channels")
+    return ", ".join(
+        filter(
+            None,
+            (
+                "left out" if plan.drop else "",
+                f"{100 * plan.keep:.0f} % of {what}" if plan.keep < 1 else "",
+                f"{100 * plan.sparsity:.0f} % zeros" if plan.sparsity else "",
+                f"{plan.pattern} zeros" if plan.pattern else "",
+                f"rank {plan.rank}" if plan.rank is not None else "",
+                f"rank for {100 * plan.energy:.0f} % of the energy" if plan.energy is not None else "",
+                plan.factorization.replace("_", " ") if plan.factorization != "auto" else "",
+                _bits_in_words(plan.weight_bits, plan.activation_bits),
+            ),
+        )
+    )
+
+
+def _bits_in_words(weight_bits: int, activation_bits: int) -> str:
+    if weight_bits == activation_bits:
+        return f"{weight_bits} bit" if weight_bits < FLOAT_BITS else ""
+    if activation_bits == FLOAT_BITS:
+        return f"{weight_bits} bit weights"
+    return f"{weight_bits} bit weights, {activation_bits} bit inputs"

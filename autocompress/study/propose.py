@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autocompress.config import SearchConfig, Space
 from autocompress.recipe import Recipe
 from autocompress.records import LayerInfo, TrialResult
-from autocompress.study.space import Dimension, anchors, dimensions, recipe_of, sampled
+from autocompress.study.points import anchors, recipe_of
+from autocompress.study.space import Dimension, dimensions, sampled
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)  # speedup, drop
 MAX_DUPLICATES = 20  # in a row: the search is exhausted

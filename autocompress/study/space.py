@@ -1,33 +1,39 @@
-"""From what a Space wishes and the survey allows to ordered dimensions, and from a point in them to an expanded Recipe."""
+"""From what a Space wishes and the survey allows to ordered dimensions; `points` makes a Recipe of a point in them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
+from typing import Any
 
-from autocompress.config import Rule, Space, Tie
+from autocompress.config import Settings, Space, Tie
 from autocompress.errors import InvalidSpace
-from autocompress.recipe import FLOAT_BITS, Distillation, LayerPlan, Recipe, Recovery
+from autocompress.recipe import FLOAT_BITS
 from autocompress.records import LayerInfo
+from autocompress.study.rules import DENSE, activations, can_run, check_rules, is_excluded, is_weighted, listed, rule_of
 
-ACTIVATION_LIMIT = 8  # integer kernels take inputs of at most so many bits
-MAX_ANCHORS = 6
-LISTED = 8  # names or reasons shown in a message
-DENSE, KEEP, RANK, BITS, ACTIVATION = 1.0, "keep", "rank", "weight_bits", "activation_bits"
+KEEP, HEADS, DROP, SPARSITY, RANK, ENERGY = "keep", "heads", "drop", "sparsity", "rank", "energy"
+BITS, ACTIVATION = "weight_bits", "activation_bits"
+GIVEN = 0.0  # as the width of a student: the given model
+SHORT_NAMES = {
+    "distillation.temperature": "temperature",
+    "distillation.soft_weight": "soft_weight",
+    "recovery.learning_rate": "learning_rate",
+}
+SETTINGS = ("pruning", "quantization", "distillation", "recovery", "student")  # parts of a recipe with one value for the whole model
+TRAINING = ("distillation", "recovery")
 
-Choices = tuple[float, ...]
+Value = Any  # a number, a name, or what a field of the recipe holds; numbers ascend
+Choices = tuple[Value, ...]
 Found = dict[str, Choices | None]  # by layer; None: free to vary
-Params = Mapping[str, int]
-Values = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One thing that may vary: ``keep:<group>``, ``rank:<layer>``, ``weight_bits:<layer>``, ``learning_rate``, ...
+    """One thing that may vary: ``keep:<group>``, ``rank:<layer>``, ``weight_bits:<layer>``, ``learning_rate``, ``pruning.importance``, ...
 
-    ``choices`` ascend, and a point in the space is an index into them. One choice: fixed, not sampled, still part of the
-    recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``).
+    ``choices`` ascend where they are numbers, and a point in the space is an index into them. One choice: fixed, not sampled, still
+    part of the recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``).
     """
 
     name: str
@@ -36,6 +42,10 @@ class Dimension:
     @property
     def is_sampled(self) -> bool:
         return len(self.choices) > 1
+
+    @property
+    def is_numeric(self) -> bool:
+        return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in self.choices)
 
     @property
     def kind(self) -> str:
@@ -51,12 +61,15 @@ def dimensions(space: Space, layers: Sequence[LayerInfo]) -> tuple[Dimension, ..
     check_rules(space, layers)
     found = (
         *keep_dimensions(space, layers),
+        *drop_dimensions(space, layers),
+        *sparsity_dimensions(space, layers),
         *rank_dimensions(space, layers),
         *bits_dimensions(space, layers),
-        *training_dimensions(space),
+        *settings_dimensions(space),
     )
-    if not any(dimension.is_sampled for dimension in found) or all(map(_is_untouched, found)):
+    if not any(dimension.is_sampled for dimension in found) or (space.student is None and all(map(is_untouched, found))):
         raise InvalidSpace(_why_nothing(space, layers, found))
+    check_orders(space, found)
     return found
 
 
@@ -69,45 +82,16 @@ def space_size(dims: Iterable[Dimension]) -> int:
     return math.prod(len(dimension.choices) for dimension in dims)
 
 
-# ---- rules ----------------------------------------------------------------------------------------------------------
-
-
-def rule_of(space: Space, layer: LayerInfo) -> Rule | None:
-    """The first rule whose pattern matches the layer's name."""
-    return next((rule for rule in space.layers if fnmatchcase(layer.name, rule.match)), None)
-
-
-def check_rules(space: Space, layers: Sequence[LayerInfo]) -> None:
-    """Raises InvalidSpace for a pattern that matches no layer, and for a pin that none of its layers can take.
-
-    A pin by wildcard applies to those of its layers that can take it; the others stay as they are in that respect.
-    """
-    for index, rule in enumerate(space.layers):
-        place = f"layers[{index}]"
-        matched = [layer for layer in layers if fnmatchcase(layer.name, rule.match)]
-        if not matched:
-            known = _listed([layer.name for layer in layers])
-            raise InvalidSpace(f"{place}.match: no layer is named {rule.match!r}. Layers that may be named: {known}.")
-        first = matched[0]
-        bits = rule.weight_bits or FLOAT_BITS
-        checks = (
-            (KEEP, rule.keep, (rule.keep or DENSE) < DENSE, [layer.group for layer in matched], first.keep_reason),
-            (RANK, rule.rank, (rule.rank or DENSE) < DENSE, [layer.factorizable for layer in matched], first.rank_reason),
-            (BITS, bits, bits < FLOAT_BITS, [_can_run(space, layer, bits) for layer in matched], first.bits_reason),
-        )
-        for field, pin, changes, possible, reason in checks:
-            if changes and not any(possible):
-                why = f"{first.name}: {reason or 'this target has nothing that realizes it'}"
-                raise InvalidSpace(f"{place}.{field}: no layer that {rule.match!r} matches can have {pin:g} ({why}).")
-
-
-def _can_run(space: Space, layer: LayerInfo, bits: int) -> bool:
-    return bits in layer.weight_bits and (bits == FLOAT_BITS or bool(_activations(space)))
-
-
-def _is_excluded(space: Space, layer: LayerInfo) -> bool:
-    rule = rule_of(space, layer)
-    return rule is not None and rule.exclude
+def check_orders(space: Space, dims: Sequence[Dimension]) -> None:
+    """Raises InvalidSpace where an order lacks a stage that the space's layers need."""
+    stages = {KEEP: "prune", HEADS: "prune", DROP: "prune", SPARSITY: "sparsify", RANK: "factorize", ENERGY: "factorize", BITS: "quantize"}
+    needed = {stages[dim.kind] for dim in dims if dim.kind in stages and not is_untouched(dim)}
+    if max(space.pruning.global_sparsity) > 0:
+        needed.add("sparsify")
+    for index, order in enumerate(space.order):
+        missing = sorted(needed - set(order))
+        if missing:
+            raise InvalidSpace(f"order[{index}]: {' -> '.join(order)} lacks {', '.join(missing)}, which this space asks for; add it.")
 
 
 # ---- pruning --------------------------------------------------------------------------------------------------------
@@ -136,52 +120,76 @@ def snap(share: float, members: Sequence[LayerInfo]) -> float:
     return float(min(valid_shares(members), key=lambda valid: (abs(valid - Fraction(share)), -valid)))
 
 
+def share_kind(members: Sequence[LayerInfo]) -> str:
+    """By which name its share goes: attention modules keep heads, everything else channels."""
+    return HEADS if members[0].kind == "attention" else KEEP
+
+
 def keep_dimensions(space: Space, layers: Sequence[LayerInfo]) -> list[Dimension]:
-    found, tied = [], False
+    found, tied = [], set()
     for group, members in groups_of(layers).items():
+        kind = share_kind(members)
+        offered = space.heads if kind == HEADS else space.keep
         rules = [rule for rule in (rule_of(space, layer) for layer in members) if rule is not None]
         pins = {snap(rule.keep, members) for rule in rules if rule.keep is not None}
         if any(rule.exclude for rule in rules):
             pins = {DENSE}  # its members share their width: one that stays as it is holds all of them
         if len(pins) > 1:
-            names = _listed([layer.name for layer in members])
+            names = listed([layer.name for layer in members])
             raise InvalidSpace(f"layers: {names} are one prune group and need one keep, but are pinned to {sorted(pins)}.")
-        if not pins and space.keep.tie == "model":
-            tied = True
+        if not pins and offered.tie == "model":
+            tied.add(kind)
             continue
-        choices = pins or {snap(share, members) for share in space.keep.choices}
-        found.append(Dimension(f"{KEEP}:{group}", tuple(sorted(choices))))
-    return [*found, *([Dimension(f"{KEEP}:*", space.keep.choices)] if tied else [])]
+        choices = pins or {snap(share, members) for share in offered.choices}
+        found.append(Dimension(f"{kind}:{group}", tuple(sorted(choices))))
+    common = {KEEP: space.keep.choices, HEADS: space.heads.choices}
+    return [*found, *(Dimension(f"{kind}:*", common[kind]) for kind in (KEEP, HEADS) if kind in tied)]
+
+
+def drop_dimensions(space: Space, layers: Sequence[LayerInfo]) -> list[Dimension]:
+    """Whether a residual block stays (0) or is left out (1)."""
+    found = []
+    for layer in layers:
+        rule = rule_of(space, layer)
+        if not layer.droppable:
+            continue
+        if rule is not None and (rule.exclude or rule.drop is not None):
+            found.append(Dimension(f"{DROP}:{layer.name}", (int(bool(rule.drop) and not rule.exclude),)))
+        elif space.drop:
+            found.append(Dimension(f"{DROP}:{layer.name}", (0, 1)))
+    return found
+
+
+def sparsity_dimensions(space: Space, layers: Sequence[LayerInfo]) -> list[Dimension]:
+    found: Found = {}
+    for layer in filter(is_weighted, layers):
+        rule = rule_of(space, layer)
+        if rule is not None and rule.exclude:
+            found[layer.name] = (0.0,)
+        else:
+            found[layer.name] = (rule.sparsity,) if rule is not None and rule.sparsity is not None else None
+    return _own_or_tied(SPARSITY, found, lambda name: space.sparsity.choices, space.sparsity.choices, space.sparsity.tie)
 
 
 # ---- factorization --------------------------------------------------------------------------------------------------
 
 
 def rank_dimensions(space: Space, layers: Sequence[LayerInfo]) -> list[Dimension]:
-    found: Found = {}
-    for layer in layers:
+    """Ranks as shares of the full one; ranks by kept energy where the space offers that and the share leaves the layer dense."""
+    ranks: Found = {}
+    energies: Found = {}
+    for layer in filter(is_weighted, layers):
         rule = rule_of(space, layer)
         if not layer.factorizable or (rule is not None and rule.exclude):
-            found[layer.name] = (DENSE,)
+            ranks[layer.name] = energies[layer.name] = (DENSE,)
         else:
-            found[layer.name] = (rule.rank,) if rule is not None and rule.rank is not None else None
-    return _own_or_tied(RANK, found, lambda name: space.rank.choices, space.rank.choices, space.rank.tie)
-
-
-def rank_of(layer: LayerInfo, share: float, kept_out: int, kept_in: int) -> int | None:
-    """Absolute rank for a share of the full one; None where the factorized form would not save multiply-adds.
-
-    Dense and SVD of (out, in): out * in against rank * (out + in). Tucker-2 of a k x k convolution, per output position:
-    in * r_in + r_in * r_out * k * k + r_out * out with r_in = min(rank, in), r_out = min(rank, out) (Kim et al. 2016).
-    """
-    full = min(kept_out, kept_in)
-    rank = max(1, round(share * full))
-    if share >= DENSE or rank >= full:
-        return None
-    area = layer.kernel[0] * layer.kernel[1]
-    dense = kept_out * kept_in * area
-    small = rank * (kept_out + kept_in) + (rank * rank * area if area > 1 else 0)
-    return rank if small < dense else None
+            ranks[layer.name] = (rule.rank,) if rule is not None and rule.rank is not None else None
+            energies[layer.name] = ranks[layer.name] and (DENSE,)
+    found = _own_or_tied(RANK, ranks, lambda name: space.rank.choices, space.rank.choices, space.rank.tie)
+    if space.energy.choices != (DENSE,):
+        found += _own_or_tied(ENERGY, energies, lambda name: space.energy.choices, space.energy.choices, space.energy.tie)
+    varied = any(not is_untouched(dim) for dim in found) and len(space.factorization) > 1
+    return [*found, *([Dimension("factorization", space.factorization)] if varied else [])]
 
 
 # ---- quantization ---------------------------------------------------------------------------------------------------
@@ -190,20 +198,21 @@ def rank_of(layer: LayerInfo, share: float, kept_out: int, kept_in: int) -> int 
 def bits_dimensions(space: Space, layers: Sequence[LayerInfo]) -> list[Dimension]:
     found: Found = {}
     realized: dict[str, set[int]] = {}
-    for layer in layers:
+    for layer in (layer for layer in layers if layer.kind not in ("attention", "block")):
         rule = rule_of(space, layer)
-        widths = {bits for bits in space.weight_bits.choices if _can_run(space, layer, bits)}
+        widths = {bits for bits in space.weight_bits.choices if can_run(space, layer, bits)}
         pin = rule.weight_bits if rule is not None else None
         if rule is not None and rule.exclude:
             found[layer.name] = (FLOAT_BITS,)
         elif pin is not None:
-            found[layer.name] = (pin if _can_run(space, layer, pin) else FLOAT_BITS,)
+            found[layer.name] = (pin if can_run(space, layer, pin) else FLOAT_BITS,)
         elif not widths - {FLOAT_BITS}:
             found[layer.name] = (FLOAT_BITS,)
         else:
             found[layer.name], realized[layer.name] = None, widths
     common = set.intersection(*realized.values()) if realized else set()
-    weights = _own_or_tied(BITS, found, lambda name: narrowed(realized[name]), narrowed(common), space.weight_bits.tie)
+    narrow = narrowed if space.weight_bits.real else _ascending
+    weights = _own_or_tied(BITS, found, lambda name: narrow(realized[name]), narrow(common), space.weight_bits.tie)
     integer = {dim.name.partition(":")[2] for dim in weights if dim.choices[0] < FLOAT_BITS}
     return [*weights, *_activation_dimensions(space, integer)]
 
@@ -217,15 +226,15 @@ def narrowed(widths: Iterable[int]) -> tuple[int, ...]:
     return (*([max(integer)] if integer else []), *([FLOAT_BITS] if FLOAT_BITS in widths or not integer else []))
 
 
-def _activations(space: Space) -> tuple[int, ...]:
-    return tuple(bits for bits in space.activation_bits.choices if bits <= ACTIVATION_LIMIT)
+def _ascending(widths: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(widths)) or (FLOAT_BITS,)
 
 
 def _activation_dimensions(space: Space, integer: set[str]) -> list[Dimension]:
-    """Bits of the input of layers with integer weights: the widest, unless the space asks to choose among several."""
-    choices = _activations(space)
+    """Bits of the input of layers with integer weights: one for all, unless the space asks to choose among several."""
+    choices = activations(space)
     names = {"*"} if space.activation_bits.tie == "model" or len(choices) == 1 else integer
-    return [Dimension(f"{ACTIVATION}:{name}", choices) for name in sorted(names)] if integer else []
+    return [Dimension(f"{ACTIVATION}:{name}", choices) for name in sorted(names)] if integer and choices else []
 
 
 def _own_or_tied(kind: str, found: Found, free: Callable[[str], Choices], common: Choices, tie: Tie) -> list[Dimension]:
@@ -236,104 +245,64 @@ def _own_or_tied(kind: str, found: Found, free: Callable[[str], Choices], common
     return [Dimension(f"{kind}:{name}", choices) for name, choices in (*own, *shared)]
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- settings of the whole model ------------------------------------------------------------------------------------
 
 
-def training_dimensions(space: Space) -> list[Dimension]:
-    """Distillation and learning rate; fixed at the middle of each ladder where there is no training that they could change."""
-    ladders = {"learning_rate": space.recovery.learning_rate}
-    if space.distillation is not None:
-        ladders = {"temperature": space.distillation.temperature, "soft_weight": space.distillation.soft_weight, **ladders}
-    trained = space.recovery.steps + space.recovery.quantized_steps > 0
-    ordered = ((name, tuple(sorted(set(ladder)))) for name, ladder in ladders.items())
-    return [Dimension(name, ladder if trained else (ladder[len(ladder) // 2],)) for name, ladder in ordered]
+def settings_dimensions(space: Space) -> list[Dimension]:
+    """Pruning, quantization, distillation, recovery, student, order: what has several values, and the three that every report shows.
 
-
-# ---- points and recipes ---------------------------------------------------------------------------------------------
-
-
-def values_of(params: Params, dims: Iterable[Dimension]) -> dict[str, float]:
-    """The chosen value of every dimension; ``params`` holds an index for each that is sampled."""
-    return {dim.name: dim.choices[params[dim.name] if dim.is_sampled else 0] for dim in dims}
-
-
-def recipe_of(params: Params, dims: Iterable[Dimension], space: Space, layers: Sequence[LayerInfo], seed: int) -> Recipe:
-    """The expanded recipe of a point: a plan for every layer. The seed is the study's: all trials see the data in one order."""
-    values = values_of(params, dims)
-    shares = {group: snap(_look_up(values, KEEP, group, DENSE), members) for group, members in groups_of(layers).items()}
-    return Recipe(
-        layers=tuple(_plan(layer, values, shares) for layer in layers),
-        distillation=_distillation(space, values),
-        recovery=Recovery(
-            steps=space.recovery.steps,
-            quantized_steps=space.recovery.quantized_steps,
-            learning_rate=values["learning_rate"],
-            seed=seed,
-        ),
-    )
-
-
-def _plan(layer: LayerInfo, values: Values, shares: Mapping[str, float]) -> LayerPlan:
-    keep = shares[layer.group] if layer.group is not None else DENSE
-    kept_in = round(layer.in_channels * (shares.get(layer.in_group, DENSE) if layer.in_group is not None else DENSE))
-    bits = int(_look_up(values, BITS, layer.name, FLOAT_BITS))
-    activation = _look_up(values, ACTIVATION, layer.name, FLOAT_BITS) if bits < FLOAT_BITS else FLOAT_BITS
-    return LayerPlan(
-        name=layer.name,
-        keep=keep,
-        rank=rank_of(layer, _look_up(values, RANK, layer.name, DENSE), round(layer.out_channels * keep), kept_in),
-        weight_bits=bits,
-        activation_bits=int(activation),
-    )
-
-
-def _distillation(space: Space, values: Values) -> Distillation | None:
-    if space.distillation is None or values["soft_weight"] == 0:
-        return None  # no weight on the teacher is the task's loss alone, and saves running the teacher
-    soft = values["soft_weight"]
-    return Distillation(temperature=values["temperature"], soft_weight=soft, hard_weight=round(1 - soft, 6))
-
-
-def _look_up(values: Values, kind: str, name: str, otherwise: float) -> float:
-    return values.get(f"{kind}:{name}", values.get(f"{kind}:*", otherwise))
-
-
-def anchors(dims: Sequence[Dimension]) -> list[dict[str, int]]:
-    """Uniform points to start from, mild to hard: keep near 0.5, near 0.25, smallest, each in float and with the fewest bits.
-
-    Ranks stay full, the other ladders stand in the middle; the point that changes nothing is left out.
+    Settings of training are fixed where there is none that they could change.
     """
-    points: list[dict[str, int]] = []
-    for keep in (0.5, 0.25, 0.0):
-        for bits in (FLOAT_BITS, 0):
-            targets = {KEEP: keep, RANK: DENSE, BITS: bits, ACTIVATION: FLOAT_BITS}
-            point = {d.name: d.nearest(targets[d.kind]) if d.kind in targets else len(d.choices) // 2 for d in sampled(dims)}
-            values = values_of(point, dims)
-            if point not in points and not all(_is_untouched(Dimension(name, (value,))) for name, value in values.items()):
-                points.append(point)
-    return points[:MAX_ANCHORS]
+    trained = space.recovery.steps + space.recovery.quantized_steps > 0
+    found = []
+    for part in SETTINGS:
+        settings: Settings | None = getattr(space, part)
+        for name, ladder in settings.ladders.items() if settings is not None else ():
+            choices = ascending((GIVEN, *ladder) if (part, name) == ("student", "width") else ladder)
+            if part in TRAINING and not trained:
+                choices = (middle(choices),)
+            if len(choices) > 1 or setting(part, name) in SHORT_NAMES.values():
+                found.append(Dimension(setting(part, name), choices))
+    return [*found, *([Dimension("order", space.order)] if len(space.order) > 1 else [])]
+
+
+def setting(part: str, name: str) -> str:
+    """What the dimension of a field of a part of the recipe is called."""
+    return SHORT_NAMES.get(f"{part}.{name}", f"{part}.{name}")
+
+
+def ascending(ladder: Sequence[Value]) -> Choices:
+    """Each value once; numbers in order, names as they were given."""
+    once = [value for index, value in enumerate(ladder) if value not in ladder[:index]]
+    return tuple(sorted(once)) if all(isinstance(value, int | float) for value in once) else tuple(once)
+
+
+def middle(choices: Choices) -> Value:
+    """The middle of a ladder of numbers, the first of a list of names."""
+    return choices[middle_index(choices)]
+
+
+def middle_index(choices: Choices) -> int:
+    return len(choices) // 2 if Dimension("any", tuple(choices)).is_numeric else 0
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------
 
 
-def _is_untouched(dimension: Dimension) -> bool:
+def is_untouched(dimension: Dimension) -> bool:
     """Does it leave every layer as it is, whatever is chosen? Settings of training do not change a layer."""
-    untouched = {KEEP: DENSE, RANK: DENSE, BITS: FLOAT_BITS}.get(dimension.kind)
+    untouched = {KEEP: DENSE, HEADS: DENSE, DROP: 0, SPARSITY: 0.0, RANK: DENSE, ENERGY: DENSE, BITS: FLOAT_BITS}.get(dimension.kind)
+    if dimension.kind == "pruning.global_sparsity":
+        untouched = 0.0
     return untouched is None or dimension.choices == (untouched,)
 
 
 def _why_nothing(space: Space, layers: Sequence[LayerInfo], dims: Sequence[Dimension]) -> str:
-    if not all(map(_is_untouched, dims)):
+    if not all(map(is_untouched, dims)):
         return "the space holds one recipe only: nothing to search. Give choices, or replay it with `autocompress apply`."
     reasons = []
     for layer in layers:
-        own = [layer.keep_reason, layer.rank_reason, layer.bits_reason]
-        given = ["excluded by a rule"] if _is_excluded(space, layer) else list(dict.fromkeys(filter(None, own)))
+        own = [layer.keep_reason, layer.rank_reason, layer.bits_reason, layer.drop_reason]
+        given = ["excluded by a rule"] if is_excluded(space, layer) else list(dict.fromkeys(filter(None, own)))
         reasons.append(f"{layer.name}: {', '.join(given) or 'the space offers no choice'}")
-    return f"nothing in this model may change: {_listed(reasons, '; ')}. Widen --space or change the target."
-
-
-def _listed(names: Sequence[str], separator: str = ", ") -> str:
-    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return separator.join([*names[:LISTED], *more]) or "none"
+    return f"nothing in this model may change: {listed(reasons, '; ')}. Widen --space or change the target."

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
@@ -23,8 +23,9 @@ from autocompress.config import Budget, SearchConfig
 from autocompress.errors import UserError
 from autocompress.records import LayerInfo, TrialResult
 from autocompress.runs import RunPaths
+from autocompress.study.points import values_of
 from autocompress.study.propose import DIRECTIONS, Memory, Proposal, Question, propose, question_of, quiet, verdict
-from autocompress.study.space import Dimension, sampled, values_of
+from autocompress.study.space import Dimension, sampled
 
 Stopped = Literal["budget", "time", "exhausted"]
 Evaluate = Callable[[Proposal], TrialResult]
@@ -180,6 +181,7 @@ def shown(question: Question, result: TrialResult) -> FrozenTrial:
     state, values, constraints = verdict(question, result)
     dims = sampled(question.dimensions)
     params = values_of(result.params, dims) if all(dim.name in result.params for dim in dims) else {}
+    params = {dim.name: params[dim.name] if dim.is_numeric else str(params[dim.name]) for dim in dims if params}
     attributes = {"number": result.number, "digest": result.recipe.digest, "outcome": result.outcome, "source": result.source}
     return create_trial(
         state=state,
@@ -192,7 +194,9 @@ def shown(question: Question, result: TrialResult) -> FrozenTrial:
 
 
 def axis(dim: Dimension) -> BaseDistribution:
-    """The range of a dimension's values, so that plots get a numeric axis."""
+    """The range of a dimension's values, so that plots get a numeric axis; names stay names."""
+    if not dim.is_numeric:
+        return CategoricalDistribution([str(choice) for choice in dim.choices])
     low, high = dim.choices[0], dim.choices[-1]
     if all(isinstance(choice, int) for choice in dim.choices):
         return IntDistribution(int(low), int(high))

@@ -1,18 +1,17 @@
 """Task = trained model + data splits + loss + metric: what the user brings. Found by name, checked before anything is spent on it."""
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import math
 import os
-import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,9 +19,25 @@ from torch.nn import functional as F
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks import TASKS
+from autocompress.tasks.batches import (
+    Batch,
+    Batches,
+    TrainBatch,
+    checked,
+    gather,
+    one_line,
+    random_states,
+    restore_random_states,
+    seeded,
+)
 
-Batch = tuple[Tensor, Tensor]
+__all__ = [
+    "CALIBRATION_SAMPLES", "Batch", "Batches", "Task", "TrainBatch", "accuracy", "calibration", "check", "checked", "digest", "evaluating",
+    "find_task", "gather", "outputs_of", "score", "seeded", "stream", "with_holdout",
+]  # fmt: skip
+
 CALIBRATION_SAMPLES = 512
+GIVEN = "model"  # how a recipe names the task's own model among the teachers
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -38,57 +53,28 @@ class Task:
     DataLoader for example; they must be disjoint. Without ``holdout`` it is cut from ``search`` (half of each class, by seed).
     ``calibration``: batches without augmentation for the ranges of activations; by default the first 512 samples of ``train``.
     ``metric(outputs, targets)`` gets all outputs of a split at once and returns points of 100, higher is better.
+
+    Teaching. ``build_student(width, depth)``: an untrained network of the task's own, at multipliers of its usual widths and depths.
+    ``teachers``: trained networks beside the model, by the names that a recipe calls them; where ``train`` yields a third tensor
+    (N, ...), it is what they read in place of the inputs. ``distillation_loss(student's outputs, teachers' outputs, temperature)``:
+    for outputs that are no class logits (N, classes, ...). ``training_step(model, inputs, targets, teachers' outputs or None) -> loss``
+    stands in for ``loss`` and ``distillation_loss`` together; ``loss`` is still what importances are derived from.
     """
 
     name: str
     model: nn.Module
-    train: Iterable[Batch]
-    search: Iterable[Batch]
-    holdout: Iterable[Batch] | None = None
+    train: Iterable[TrainBatch]
+    search: Iterable[TrainBatch]
+    holdout: Iterable[TrainBatch] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     metric: Callable[[Tensor, Tensor], float] = accuracy
     metric_name: str = "accuracy"
-    calibration: Iterable[Batch] | None = None
+    calibration: Iterable[TrainBatch] | None = None
     notes: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True, eq=False)
-class Batches:
-    """Tensors as shuffled batches; the order and the augmentation follow torch's global seed. x (N, ...), y (N, ...)."""
-
-    x: Tensor
-    y: Tensor
-    batch_size: int
-    augment: Callable[[Tensor], Tensor] = lambda x: x
-    shuffle: bool = True
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.x)) if self.shuffle else torch.arange(len(self.x))
-        for part in torch.split(order, self.batch_size):
-            yield self.augment(self.x[part]), self.y[part]
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global random states, borrowed and given back."""
-    outside = _states()
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        _restore(outside)
-
-
-def _states() -> tuple[Any, Any, Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _restore(states: tuple[Any, Any, Tensor]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
+    build_student: Callable[[float, float], nn.Module] | None = None
+    teachers: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
+    distillation_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    training_step: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor] | None = None
 
 
 def find_task(name: str, cache: Path, progress: Progress) -> Task:
@@ -114,7 +100,7 @@ def _import(name: str, module: str) -> object:
         rule = f"there is no module {missing!r}" if is_it else f"{module} imports {missing!r}, which is not installed"
         raise InvalidTask(f"--task {name}: {rule} (looked in {os.getcwd()} and the Python path)") from None
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
-        raise InvalidTask(f"--task {name}: importing {module} failed: {_line(error)}") from error
+        raise InvalidTask(f"--task {name}: importing {module} failed: {one_line(error)}") from error
 
 
 def _call(name: str, module: object, factory: str) -> Task:
@@ -124,49 +110,10 @@ def _call(name: str, module: object, factory: str) -> Task:
     try:
         task = make()
     except (Exception, SystemExit) as error:  # whatever a user's factory raises
-        raise InvalidTask(f"--task {name}: {factory}() failed: {_line(error)}") from error
+        raise InvalidTask(f"--task {name}: {factory}() failed: {one_line(error)}") from error
     if not isinstance(task, Task):
         raise InvalidTask(f"--task {name}: {factory}() must return an autocompress.Task, it returned {type(task).__name__}")
     return task
-
-
-def _line(error: BaseException) -> str:
-    """One line: the type, the message, and the deepest line of the user's code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
-
-
-def gather(split: Iterable[Batch], what: str) -> Batch:
-    """A whole split as two tensors. Raises InvalidTask where it is empty or does not yield (inputs, targets)."""
-    with seeded(0):
-        pairs = list(checked(split, what))
-    return torch.cat([inputs for inputs, _ in pairs]).cpu(), torch.cat([targets for _, targets in pairs]).cpu()
-
-
-def checked(split: Iterable[Batch], what: str) -> Iterator[Batch]:
-    """The batches of a loader that are not empty. Raises InvalidTask where it raises, yields none, or something else than pairs."""
-    iterator, index, found = iter(split), 0, False
-    while True:
-        try:
-            batch = next(iterator, None)
-        except Exception as error:  # whatever a user's loader raises
-            raise InvalidTask(f"task: {what}: the loader failed at batch {index}: {_line(error)}") from error
-        if batch is None:
-            break
-        if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-            raise InvalidTask(f"task: {what}: batch {index} must be a pair of tensors (inputs, targets), got {type(batch).__name__}")
-        inputs, targets = batch
-        if len(inputs) != len(targets):
-            raise InvalidTask(f"task: {what}: batch {index} has {len(inputs)} inputs and {len(targets)} targets; there must be as many")
-        index += 1
-        if len(inputs):
-            found = True
-            yield inputs, targets
-    if not found:
-        raise InvalidTask(f"task: {what}: the loader yields no batch; check its dataset and drop_last")
 
 
 def with_holdout(task: Task, seed: int) -> Task:
@@ -181,9 +128,7 @@ def with_holdout(task: Task, seed: int) -> Task:
         x, y, holdout = x[first], y[first], (x[second], y[second])
         notes = (*task.notes, f"no holdout split given: {len(second)} of {len(first) + len(second)} search samples were set aside for it")
     size = len(x)
-    return replace(
-        task, search=Batches(x, y, size, shuffle=False), holdout=Batches(*holdout, len(holdout[0]), shuffle=False), notes=notes
-    )
+    return replace(task, search=Batches(x, y, size, shuffle=False), holdout=Batches(*holdout, len(holdout[0]), shuffle=False), notes=notes)
 
 
 def _halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -199,51 +144,59 @@ def calibration(task: Task) -> Tensor:
     source = task.calibration if task.calibration is not None else task.train
     parts: list[Tensor] = []
     with seeded(0):
-        for inputs, _ in checked(source, "calibration" if task.calibration is not None else "train"):
-            parts.append(inputs)
+        for batch in checked(source, "calibration" if task.calibration is not None else "train"):
+            parts.append(batch[0])
             if sum(map(len, parts)) >= CALIBRATION_SAMPLES:
                 break
     return torch.cat(parts)[:CALIBRATION_SAMPLES].cpu()
 
 
-def stream(task: Task, steps: int, seed: int) -> Iterator[Batch]:
+def stream(task: Task, steps: int, seed: int) -> Iterator[TrainBatch]:
     """``steps`` training batches in an order fixed by ``seed``, whatever else draws random numbers between two of them."""
     source = _epochs(task)
     with seeded(seed):
-        own = _states()
+        own = random_states()
     for _ in range(steps):
-        outside = _states()
-        _restore(own)
+        outside = random_states()
+        restore_random_states(own)
         try:
             batch = next(source)
-            own = _states()
+            own = random_states()
         finally:
-            _restore(outside)
+            restore_random_states(outside)
         yield batch
 
 
-def _epochs(task: Task) -> Iterator[Batch]:
+def _epochs(task: Task) -> Iterator[TrainBatch]:
     """Training batches without end; those of one sample are left out, for batch norm cannot train on them."""
     while True:
         found = False
-        for inputs, targets in checked(task.train, "train"):
-            if len(inputs) > 1:
+        for batch in checked(task.train, "train"):
+            if len(batch[0]) > 1:
                 found = True
-                yield inputs, targets
+                yield batch
         if not found:
             raise InvalidTask("task: train: the loader yields no batch of two or more samples; recovery cannot train on it")
 
 
-@torch.no_grad()
-def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
-    """Outputs (N, ...) on the CPU of ``model`` in eval mode; its mode is given back."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    was_training = model.training
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode; the mode of every module in it is given back."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        return torch.cat([model(part.to(device)).cpu() for part in torch.split(inputs, batch_size)])
+        yield model
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
+    """Outputs (N, ...) on the CPU of ``model`` in eval mode; its modes are given back."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with evaluating(model):
+        return torch.cat([model(part.to(device)).cpu() for part in torch.split(inputs, batch_size)])
 
 
 def score(task: Task, outputs: Tensor, targets: Tensor) -> float:
@@ -251,7 +204,7 @@ def score(task: Task, outputs: Tensor, targets: Tensor) -> float:
     try:
         value = float(task.metric(outputs, targets))
     except Exception as error:  # whatever a user's metric raises
-        raise InvalidTask(f"task: metric {task.metric_name!r} failed on outputs {tuple(outputs.shape)}: {_line(error)}") from error
+        raise InvalidTask(f"task: metric {task.metric_name!r} failed on outputs {tuple(outputs.shape)}: {one_line(error)}") from error
     if not math.isfinite(value):
         raise InvalidTask(f"task: metric {task.metric_name!r} returned {value} on {len(outputs)} samples; it must be a finite number")
     return value
@@ -267,31 +220,103 @@ def check(task: Task) -> None:
     try:
         outputs = outputs_of(task.model, x)
     except Exception as error:  # whatever a user's model raises
-        raise InvalidTask(f"task: the model fails on its own example, inputs {tuple(x.shape)} {x.dtype}: {_line(error)}") from error
+        raise InvalidTask(f"task: the model fails on its own example, inputs {tuple(x.shape)} {x.dtype}: {one_line(error)}") from error
     if not isinstance(outputs, Tensor) or len(outputs) != len(x):
         got = getattr(outputs, "shape", type(outputs).__name__)
         raise InvalidTask(f"task: the model must return one tensor (N, ...), got {got} for N = {len(x)}")
     if not torch.isfinite(outputs).all():
         raise InvalidTask("task: the model's outputs are not finite on its own example; are its weights loaded?")
+    _check_loss("loss", lambda: task.loss(outputs, y), f"outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}")
+    _check_teaching(task, x, outputs)
+
+
+def _check_loss(name: str, take: Callable[[], Tensor], what: str) -> None:
     try:
-        loss = task.loss(outputs, y)
+        loss = take()
     except Exception as error:  # whatever a user's loss raises
-        raise InvalidTask(f"task: loss failed on outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}: {_line(error)}") from error
+        raise InvalidTask(f"task: {name} failed on {what}: {one_line(error)}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = getattr(loss, "shape", type(loss).__name__)
-        raise InvalidTask(f"task: the loss must be one number a batch, got {got}; reduction='mean' is what training wants")
+        raise InvalidTask(f"task: the {name} must be one number a batch, got {got}; reduction='mean' is what training wants")
     if not torch.isfinite(loss).all():
-        raise InvalidTask(f"task: the loss of the trained model on its own example is {loss}; it must be finite")
+        raise InvalidTask(f"task: the {name} of the trained model on its own example is {loss}; it must be finite")
+
+
+def _check_teaching(task: Task, x: Tensor, outputs: Tensor) -> None:
+    """The fields for recovery and distillation, each on the example x (2, ...) or the first two samples of ``train``."""
+    with seeded(0):
+        batch = [part[:2] for part in next(checked(task.train, "train"))]
+    expected = outputs
+    if len(batch) == 3:
+        expected = outputs_of(task.model, batch[0])
+    for name, teacher in task.teachers.items():
+        if name == GIVEN:
+            raise InvalidTask(f"task: teachers: {GIVEN!r} is the name of the task's own model; call this one otherwise")
+        shape = expected.shape if task.distillation_loss is None and task.training_step is None else None
+        _check_outputs(f"teachers: {name!r}", teacher, batch[2] if len(batch) == 3 else x, shape)
+    if task.distillation_loss is not None:
+        soft = task.distillation_loss
+        _check_loss("distillation_loss", lambda: soft(outputs, outputs, 1.0), f"twice the outputs {tuple(outputs.shape)}")
+    if task.training_step is not None:
+        _check_training_step(task.training_step, task.model, batch)
+    if task.build_student is not None:
+        try:
+            with seeded(0):
+                student = task.build_student(1.0, 1.0)
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidTask(f"task: build_student(1.0, 1.0) failed: {one_line(error)}") from error
+        _check_outputs("build_student(1.0, 1.0)", student, x, outputs.shape)
+
+
+def _check_outputs(what: str, model: object, inputs: Tensor, shape: torch.Size | None) -> None:
+    """A module whose outputs are a tensor (N, ...), and of this shape where one is given: that of the task's model."""
+    if not isinstance(model, nn.Module):
+        raise InvalidTask(f"task: {what} must be a torch.nn.Module, got {type(model).__name__}")
+    try:
+        got = outputs_of(model, inputs)
+    except Exception as error:  # whatever a user's model raises
+        raise InvalidTask(f"task: {what} fails on inputs {tuple(inputs.shape)} {inputs.dtype}: {one_line(error)}") from error
+    if shape is not None and got.shape != shape:
+        raise InvalidTask(
+            f"task: {what} must give outputs of the model's shape {tuple(shape)}, got {tuple(got.shape)}; teachers of other outputs need "
+            "a distillation_loss of the task's own"
+        )
+    if len(got) != len(inputs):
+        raise InvalidTask(f"task: {what} must give one tensor (N, ...), got {tuple(got.shape)} for N = {len(inputs)}")
+
+
+def _check_training_step(own: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor], model: nn.Module, batch: list[Tensor]) -> None:
+    """One step of it on a copy of the model in train mode, with a gradient, once with and once without a teacher."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs, targets, shape = batch[0].to(device), batch[1].to(device), tuple(batch[0].shape)
+    copied = copy.deepcopy(model).train().requires_grad_(True)
+    for teacher in (outputs_of(model, inputs).to(device), None):
+
+        def step(teacher: Tensor | None = teacher) -> Tensor:
+            loss = own(copied, inputs, targets, teacher)
+            if isinstance(loss, Tensor) and not loss.requires_grad:
+                raise ValueError("the loss has no gradient; do not detach it")
+            return loss
+
+        with seeded(0):
+            _check_loss("training_step", step, f"inputs {shape} {'without' if teacher is None else 'with'} a teacher")
 
 
 def digest(task: Task) -> str:
-    """Hex digest of the weights, the architecture as printed, and the search and holdout data: equal digests, comparable results."""
+    """Hex digest of the weights, the architectures as printed, and the search and holdout data: equal digests, comparable results."""
     sha = hashlib.sha256(repr(task.model).encode())
-    for name, value in task.model.state_dict().items():
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    _add_weights(sha, task.model)
     for split in (task.search, task.holdout):
         for part in gather(split or (), "split"):
             sha.update(part.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     sha.update(task.metric_name.encode())
+    for name, teacher in sorted(task.teachers.items()):
+        sha.update(f"{name} {teacher!r}".encode())
+        _add_weights(sha, teacher)
     return sha.hexdigest()[:16]
+
+
+def _add_weights(sha: "hashlib._Hash", model: nn.Module) -> None:
+    for name, value in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -1,151 +1,164 @@
-"""Factors hold what linear algebra says they hold, and stand in for the layer they replace."""
+"""Layers of a model become products of smaller ones: the right layers, in place, and nothing else."""
+
+import copy
 
 import pytest
-import tensorly
 import torch
-from tensorly.decomposition import partial_tucker
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from autocompress.blocks import LowRankConv2d, LowRankLinear
-from autocompress.compress.factorize import cost, factorize, refusal
+from autocompress.compress.factorize import factorize, refusal, shared
 from autocompress.errors import InfeasibleRecipe
-from tests.small_models import Net, conv, fingerprint, inputs, outputs
+from autocompress.recipe import LayerPlan
+from tests.compress.factorize.single import KERNELS, MATRICES, block_of, plan
+from tests.small_models import Net, conv, fingerprint, inputs, outputs, residual
+
+METHODS = {**dict.fromkeys(MATRICES, "head"), **dict.fromkeys(KERNELS, "block4.conv1")}
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_given_model_is_not_changed_and_the_result_shares_nothing_with_it(method: str) -> None:
+    model, name = residual(8).train(), METHODS[method]
+    model.block1.eval()
+    before, random = fingerprint(model), torch.get_rng_state()
+    result = factorize(model, {name: plan(3, method=method, name=name)}, inputs(16, 1, 8, 8))
+    assert isinstance(result.get_submodule(name), LowRankLinear | LowRankConv2d)
+    assert all(module.training for module in result.get_submodule(name).modules())
+    assert not result.block1.training
+    assert torch.equal(torch.get_rng_state(), random)
+    for value in result.state_dict().values():
+        value.zero_()
+    assert fingerprint(model) == before
 
 
-def alone(layer: nn.Module) -> Net:
-    return Net(lambda m, x: m.layer(x), layer=layer)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 4])
-def test_the_error_of_a_low_rank_linear_is_the_tail_of_the_singular_values(rank: int) -> None:
-    layer = nn.Linear(8, 12).double()
-    block = factorize(alone(layer), {"layer": rank}).layer
-    tail = torch.linalg.svdvals(layer.weight)[rank:]
-    torch.testing.assert_close((layer.weight - block.weight).norm(), tail.norm(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(torch.linalg.matrix_norm(layer.weight - block.weight, 2), tail[0], rtol=1e-9, atol=1e-12)
-
-
-def test_the_scale_of_a_matrix_is_split_evenly_between_its_factors() -> None:
-    block = factorize(alone(nn.Linear(8, 12).double()), {"layer": 3}).layer
-    torch.testing.assert_close(block.expand.weight.norm(dim=0), block.reduce.weight.norm(dim=1))
-
-
-def test_a_tucker_convolution_equals_the_reconstruction_by_tensorly() -> None:
-    layer = conv(6, 8).double()
-    block = factorize(alone(layer), {"layer": 3}).layer
-    with tensorly.backend_context("pytorch"):
-        (core, factors), _ = partial_tucker(layer.weight.detach(), rank=[3, 3], modes=[0, 1], init="svd", n_iter_max=100, tol=1e-9)
-        reference = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
-    error, least = (layer.weight - block.weight).norm(), (layer.weight - reference).norm()
-    torch.testing.assert_close(error, least, rtol=1e-3, atol=0)  # the optimum is flat: the factors may still turn, the error may not
-    torch.testing.assert_close(block.weight, reference, rtol=0, atol=0.1 * layer.weight.abs().max().item())
-
-
-def test_a_convolution_of_low_rank_is_found_exactly() -> None:
-    layer = conv(6, 8).double()
-    layer.weight.data = torch.einsum("or,rshw,si->oihw", *(inputs(*shape).double() for shape in ((8, 2), (2, 2, 3, 3), (2, 6))))
-    torch.testing.assert_close(factorize(alone(layer), {"layer": 2}).layer.weight, layer.weight)
-
-
-def test_a_pointwise_convolution_is_the_svd_of_its_matrix() -> None:
-    layer, linear = conv(8, 12, 1).double(), nn.Linear(8, 12).double()
-    linear.weight.data = layer.weight.data[:, :, 0, 0]
-    block, reference = (factorize(alone(item), {"layer": 3}).layer for item in (layer, linear))
-    assert isinstance(block, LowRankConv2d)
-    assert block.core is None
-    torch.testing.assert_close(block.weight[:, :, 0, 0], reference.weight)
-
-
-GEOMETRY = [
-    {"kernel_size": 3, "padding": 1},
-    {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False},
-    {"kernel_size": 3, "padding": 2, "dilation": 2},
-    {"kernel_size": (3, 5), "stride": (2, 1), "padding": (0, 2)},
-    {"kernel_size": 3, "padding": "same"},
-    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
-    {"kernel_size": 1, "stride": 2},
-    {"kernel_size": 1, "padding": 1, "bias": False},
-    {"kernel_size": 1, "padding": 1, "padding_mode": "reflect"},
-]
-
-
-@pytest.mark.parametrize("options", GEOMETRY, ids=str)
-def test_a_low_rank_convolution_is_the_dense_one_with_the_reconstructed_weight(options: dict[str, object]) -> None:
-    layer, x = nn.Conv2d(8, 10, **options).double(), inputs(2, 8, 9, 9).double()
-    block = factorize(alone(layer), {"layer": 3}).layer
-    after = block(x)
-    layer.weight.data = block.weight.data
-    torch.testing.assert_close(after, layer(x))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_low_rank_linear_is_the_dense_one_with_the_reconstructed_weight(bias: bool) -> None:
-    layer, x = nn.Linear(8, 10, bias=bias).double(), inputs(2, 5, 8).double()
-    block = factorize(alone(layer), {"layer": 3}).layer
-    torch.testing.assert_close(block(x), F.linear(x, block.weight, layer.bias))
-    assert (block.bias is None) != bias
-
-
-def test_what_code_around_a_layer_reads_of_it_is_still_there() -> None:
-    linear, layer = nn.Linear(8, 10), nn.Conv2d(8, 10, 3, 2, 1, 2)
-    blocks = [factorize(alone(item), {"layer": 3}).layer for item in (linear, layer)]
-    for name in ("in_features", "out_features"):
-        assert getattr(blocks[0], name) == getattr(linear, name)
-    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
-        assert getattr(blocks[1], name) == getattr(layer, name)
-    for block, item in zip(blocks, (linear, layer), strict=True):
-        assert block.weight.shape == item.weight.shape
-        assert torch.equal(block.bias, item.bias)
-
-
-def test_a_linear_rank_that_is_not_smaller_than_the_matrix_is_refused_with_the_rule() -> None:
-    with pytest.raises(InfeasibleRecipe, match=r"layer: rank 8 is not smaller than min\(weight shape\) = 8; .*Lower the rank"):
-        factorize(alone(nn.Linear(8, 12)), {"layer": 8})
-
-
-@pytest.mark.parametrize(("layer", "largest"), [(nn.Linear(8, 12), 4), (conv(8, 12, 1), 4), (conv(8, 12), 9)], ids=["linear", "1x1", "3x3"])
-def test_a_rank_with_no_fewer_multiply_adds_than_the_dense_layer_is_refused(layer: nn.Module, largest: int) -> None:
-    outer, inner, *kernel = layer.weight.shape
-    dense = layer.weight.numel()
-    block = factorize(alone(layer), {"layer": largest}).layer
-    spent = sum(value.numel() for name, value in block.named_parameters() if "weight" in name)
-    assert spent == cost(outer, inner, 9 if kernel == [3, 3] else 1, largest) < dense
-    with pytest.raises(InfeasibleRecipe, match=rf"layer: rank {largest + 1} needs \d+ multiply-adds a position, the dense layer {dense}"):
-        factorize(alone(layer), {"layer": largest + 1})
-
-
-def test_a_rank_above_the_smaller_width_leaves_that_side_whole() -> None:
-    block = factorize(alone(conv(4, 32)), {"layer": 8}).layer
-    assert (block.reduce.out_channels, block.expand.in_channels) == (4, 8)
-
-
-def test_what_cannot_be_factorized_is_refused_by_name() -> None:
-    with pytest.raises(InfeasibleRecipe, match=r"layer: rank 2 is not possible: a grouped convolution is not factorized"):
-        factorize(alone(conv(8, 8, groups=2)), {"layer": 2})
-    with pytest.raises(InfeasibleRecipe, match=r"layer: rank 2 is not possible: only Linear and Conv2d"):
-        factorize(alone(nn.Conv1d(8, 8, 3)), {"layer": 2})
-    assert refusal(conv(8, 8)) == refusal(nn.Linear(8, 8)) == ""
-
-
-def test_the_given_model_is_not_changed_and_the_result_shares_nothing_with_it() -> None:
+def test_all_other_layers_stay() -> None:
     model = Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
-    before = fingerprint(model)
-    result = factorize(model, {"a": 2})
+    result = factorize(model, {"a": plan(2, name="a")})
     assert isinstance(result.a, LowRankLinear)
     assert torch.equal(outputs(result, inputs(2, 8)), F.linear(result.a(inputs(2, 8)), model.b.weight, model.b.bias))
-    for value in result.parameters():
-        value.data.zero_()
-    assert fingerprint(model) == before
 
 
 def test_a_nested_layer_is_replaced_where_it_is() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 2))
-    result = factorize(model, {"0.0": 2})
+    result = factorize(model, {"0.0": plan(2, name="0.0")})
     assert isinstance(result[0][0], LowRankLinear)
     assert isinstance(result[1], nn.Linear)
+
+
+def test_plans_without_rank_and_energy_are_left_out_whatever_they_name() -> None:
+    plans = {"0": LayerPlan(name="0", keep=0.5, factorization="cp"), "gone": LayerPlan(name="gone", weight_bits=8)}
+    assert isinstance(factorize(nn.Sequential(nn.Linear(8, 8)), plans)[0], nn.Linear)
+
+
+def test_the_errors_that_activations_weigh_are_those_of_the_given_model() -> None:
+    """The second layer is weighted by what it reads before the first one is replaced."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    x, asked = inputs(64, 8), {name: plan(2, method="activation_svd", name=name) for name in ("0", "2")}
+    both, second = factorize(model, asked, x), factorize(model, {"2": asked["2"]}, x)
+    assert torch.equal(both[2].weight, second[2].weight)
+
+
+def test_a_whole_network_is_factorized_by_one_method_each_and_trains() -> None:
+    names = {
+        "block1.conv1": "tucker2",
+        "block3.conv2": "cp",
+        "block4.conv1": "spatial_svd",
+        "head": "activation_svd",
+        "block3.shortcut.0": "svd",
+    }
+    model, x = residual(8), inputs(16, 1, 8, 8)
+    result = factorize(model, {name: plan(3, method=method, name=name) for name, method in names.items()}, x).train()
+    result(x).square().sum().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in result.parameters())
+    assert all(result.get_submodule(name).expand.weight.grad.abs().sum() > 0 for name in names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_frozen_stays_frozen(method: str) -> None:
+    model, name = residual(8), METHODS[method]
+    model.get_submodule(name).weight.requires_grad_(False)
+    block = factorize(model, {name: plan(3, method=method, name=name)}, inputs(16, 1, 8, 8)).get_submodule(name)
+    assert {key for key, value in block.named_parameters() if value.requires_grad} <= {"expand.bias"}
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+REFUSED = [
+    (conv(8, 8, groups=2), "auto", "a grouped convolution is not factorized"),
+    (conv(8, 8, groups=8), "cp", "a grouped convolution is not factorized"),
+    (nn.Conv1d(8, 8, 3), "auto", "only Linear and Conv2d are factorized"),
+    (Doubled(8, 8), "auto", "its class Doubled has a forward of its own"),
+    (nn.Linear(8, 8), "cp", "cp is for convolutions with a kernel larger than 1x1; this layer takes svd or activation_svd"),
+    (conv(8, 8, 1), "tucker2", "tucker2 is for convolutions with a kernel larger than 1x1"),
+    (conv(8, 8), "activation_svd", "activation_svd is for Linear and 1x1 convolutions; this layer takes tucker2, cp or spatial_svd"),
+]
+
+
+@pytest.mark.parametrize(("layer", "method", "reason"), REFUSED, ids=lambda value: str(value).split("(")[0])
+def test_what_cannot_be_factorized_is_refused_by_name_with_the_reason(layer: nn.Module, method: str, reason: str) -> None:
+    assert refusal(layer, method).startswith(reason)
+    with pytest.raises(InfeasibleRecipe, match=rf"^layer: rank 2 is not possible: {reason}.*\. Leave the rank out\.$"):
+        block_of(layer, 2, method=method)
+    with pytest.raises(InfeasibleRecipe, match=rf"^layer: energy 0\.5 is not possible: {reason}.*\. Leave the energy out\.$"):
+        block_of(layer, energy=0.5, method=method)
+
+
+def test_what_can_be_factorized_is_not_refused() -> None:
+    assert {refusal(conv(8, 8), method) for method in ("auto", *KERNELS)} == {""}
+    assert {refusal(layer, method) for layer in (nn.Linear(8, 8), conv(8, 8, 1)) for method in ("auto", *MATRICES)} == {""}
+
+
+def test_the_output_projection_of_torchs_attention_is_refused() -> None:
+    model = Net(lambda m, x: m.attention(x, x, x)[0], attention=nn.MultiheadAttention(8, 2))
+    with pytest.raises(InfeasibleRecipe, match=r"^attention\.out_proj: rank 2 .*MultiheadAttention reads the weight of this projection"):
+        factorize(model, {"attention.out_proj": plan(2, name="attention.out_proj")})
+
+
+def test_weights_that_two_modules_share_are_refused_with_the_other_one() -> None:
+    model = Net(lambda m, x: m.head(m.words(x)), words=nn.Embedding(12, 8), head=nn.Linear(8, 12))
+    model.head.weight = model.words.weight
+    assert shared(model, "head") == "its weights are shared with words.weight, and factorizing would untie them"
+    with pytest.raises(InfeasibleRecipe, match=r"^head: rank 2 is not possible: its weights are shared with words\.weight"):
+        factorize(model, {"head": plan(2, name="head")})
+
+
+def test_a_module_under_two_names_is_refused_and_one_that_runs_twice_is_not() -> None:
+    layer = nn.Linear(8, 8)
+    twice = Net(lambda m, x: m.b(m.a(x)), a=layer, b=layer)
+    with pytest.raises(InfeasibleRecipe, match=r"^b: rank 2 is not possible: its weights are shared with a\."):
+        factorize(twice, {"b": plan(2, name="b")})
+    again = factorize(Net(lambda m, x: m.a(m.a(x)), a=layer), {"a": plan(2, name="a")})
+    torch.testing.assert_close(again(inputs(3, 8)), again.a(again.a(inputs(3, 8))))
+
+
+def test_a_layer_that_is_not_there_or_not_finite_is_refused() -> None:
+    with pytest.raises(InfeasibleRecipe, match=r"^gone: rank 2 is not possible: the model has no such layer"):
+        factorize(nn.Sequential(nn.Linear(8, 8)), {"gone": plan(2, name="gone")})
+    layer = nn.Linear(8, 8)
+    layer.weight.data[0, 0] = torch.nan
+    with pytest.raises(InfeasibleRecipe, match=r"^layer: rank 2 is not possible: its weights are not all finite"):
+        block_of(layer, 2)
+
+
+def test_a_parametrized_weight_is_read_as_it_is_used() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(8, 12))
+    plain = nn.Linear(8, 12)
+    plain.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
+    torch.testing.assert_close(block_of(layer, 3).weight, block_of(plain, 3).weight)
+
+
+@pytest.mark.parametrize("method", KERNELS)
+def test_a_model_in_channels_last_stays_so(method: str) -> None:
+    layer, x = conv(8, 12), inputs(2, 8, 6, 6)
+    block = block_of(copy.deepcopy(layer).to(memory_format=torch.channels_last), 3, method=method)
+    plain = block_of(layer, 3, method=method)
+    weights = [part.weight for part in block.children() if part.weight[0, 0].numel() > 1 and part.weight.shape[1] > 1]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    torch.testing.assert_close(block(x.to(memory_format=torch.channels_last)), plain(x), atol=1e-5, rtol=1e-4)

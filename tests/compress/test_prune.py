@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compress.prune import prune, structure
+from autocompress.compress.prune import channels, mask_, prune, structure, widths
 from autocompress.errors import InfeasibleRecipe
-from tests.small_models import IMAGE, Net, concat, conv, depthwise, fingerprint, flat, inputs, outputs, padded_shortcut, recurrent, residual
+from tests.small_models import IMAGE, Net, concat, conv, fingerprint, flat, inputs, outputs, padded_shortcut, recurrent, residual
 
 DIGIT = inputs(1, 1, 8, 8)
 # convolution -> the batch norm that follows it
@@ -124,27 +124,6 @@ def test_a_zero_padded_shortcut_fixes_the_widths_it_joins_but_not_the_inner_one(
         prune(model, {"outer": 0.5}, example)
 
 
-def test_a_width_shared_with_a_depthwise_convolution_is_refused_by_name_and_the_others_are_cut() -> None:
-    model, example = depthwise(), torch.zeros(IMAGE)
-    found = structure(model, example)
-    assert "grouped convolution" in found.reasons["a"]
-    assert found.reasons["deep"] == found.reasons["a"]
-    with pytest.raises(InfeasibleRecipe, match=r"^a: keep 0\.5 is not possible: .*grouped convolution"):
-        prune(model, {"a": 0.5}, example)
-    pruned = prune(model, {"b": 0.5}, example)
-    assert (pruned.a.out_channels, pruned.b.out_channels, pruned.c.in_channels) == (4, 3, 3)
-
-
-def test_a_grouped_convolution_is_refused_on_both_of_its_sides() -> None:
-    layers = {"a": conv(3, 8), "grouped": conv(8, 8, groups=2), "b": conv(8, 4), "head": nn.Linear(4, 2)}
-    model = Net(lambda m, x: m.head(F.relu(m.b(F.relu(m.grouped(F.relu(m.a(x)))))).mean((2, 3))), **layers)
-    found = structure(model, torch.zeros(IMAGE))
-    assert [group.members for group in found.groups] == [("b",)]
-    assert {"a", "grouped"} <= set(found.reasons)
-    with pytest.raises(InfeasibleRecipe, match=r"^a: keep 0\.5 is not possible: .*group"):
-        prune(model, {"a": 0.5}, torch.zeros(IMAGE))
-
-
 def test_a_convolution_with_one_output_channel_is_not_cut_and_is_not_taken_for_a_depthwise_one() -> None:
     model = Net(lambda m, x: m.head(m.b(m.gate(m.a(x)))), a=conv(3, 4), gate=conv(4, 1), b=conv(1, 4), head=conv(4, 2))
     found = structure(model, torch.zeros(IMAGE))
@@ -227,15 +206,51 @@ def test_linear_layers_beside_an_lstm_are_still_found_and_cut() -> None:
 
 
 def test_groups_are_found_once_a_model_and_anew_when_its_shapes_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autocompress.compress import prune as room
-
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     example = torch.zeros(1, 1, 8, 8)
     searched: list[nn.Module] = []
-    find = room._find_structure
-    monkeypatch.setattr(room, "_find_structure", lambda one, inputs: searched.append(one) or find(one, inputs))
-    assert room.structure(model, example) is room.structure(model, example)
+    find = channels._find_structure
+    monkeypatch.setattr(channels, "_find_structure", lambda one, inputs: searched.append(one) or find(one, inputs))
+    assert structure(model, example) is structure(model, example)
     model[0] = nn.Conv2d(1, 6, 3)
     model[2] = nn.Conv2d(6, 2, 3)
-    assert room.structure(model, example).groups[0].width == 6
+    assert structure(model, example).groups[0].width == 6
     assert len(searched) == 2
+
+
+def test_the_groups_of_a_pruned_model_are_known_without_a_new_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = residual(8)
+    pruned = prune(model, everything(model, DIGIT, 0.5), DIGIT)
+    remembered = structure(pruned, DIGIT)
+    assert remembered == channels._find_structure(pruned, DIGIT)
+    monkeypatch.setattr(channels, "_find_structure", lambda one, inputs: pytest.fail("searched again"))
+    assert structure(pruned, DIGIT) is remembered
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_outside_0_to_1_is_refused_with_the_name_and_the_value(share: float) -> None:
+    with pytest.raises(InfeasibleRecipe, match=rf"^stem\.0: keep must be above 0 and at most 1, got {share:g}"):
+        prune(residual(4), {"stem.0": share}, DIGIT)
+
+
+def test_a_name_that_is_no_layer_is_refused() -> None:
+    with pytest.raises(InfeasibleRecipe, match=r"^stem\.9: the model has no Conv2d or Linear of this name\. It has: stem\.0, "):
+        prune(residual(4), {"stem.9": 0.5}, DIGIT)
+
+
+def test_keep_counts_from_the_widths_that_are_given_and_no_layer_grows() -> None:
+    model = Net(lambda m, x: m.head(F.relu(m.a(x))), a=nn.Linear(3, 10), head=nn.Linear(10, 2))
+    full, example = widths(model), torch.zeros(1, 3)
+    assert full == {"a": 10, "head": 2}
+    first = prune(model, {"a": 0.7}, example, widths=full)
+    second = prune(first, {"a": 0.5}, example, widths=full)
+    assert (first.a.out_features, second.a.out_features) == (7, 5)
+    assert prune(second, {"a": 0.9}, example, widths=full).a.out_features == 5
+    assert set(kept(model.a.weight, second.a.weight)) < set(kept(model.a.weight, first.a.weight))
+
+
+def test_a_masked_layer_is_not_cut() -> None:
+    model = Net(lambda m, x: m.head(F.relu(m.a(x))), a=nn.Linear(3, 10), head=nn.Linear(10, 2))
+    mask_(model.head, model.head.weight > 0)
+    with pytest.raises(InfeasibleRecipe, match=r"^head: it has a mask, and masked layers are not cut"):
+        prune(model, {"a": 0.5}, torch.zeros(1, 3))

@@ -1,14 +1,17 @@
-"""Threads are borrowed and given back; weights survive the file."""
+"""Threads are borrowed and given back; weights survive the file; half layers are half."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import UserError
-from autocompress.runtimes.eager import WEIGHTS, Eager, read_weights, threads
+from autocompress.measure.machine import this_machine
+from autocompress.runtimes.eager import Eager, EagerDeployed, threads
 from autocompress.runtimes.runtime import deploy
+from autocompress.runtimes.weights import read_weights
+from tests.runtimes.quantized import KINDS, distance, quantized
 from tests.small_models import Net, inputs
 
 
@@ -50,9 +53,35 @@ def test_weights_that_share_memory_or_are_not_contiguous_survive_the_file(tmp_pa
     assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [None, b"not safetensors"])
-def test_weights_that_cannot_be_read_are_an_error_that_names_the_file(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / WEIGHTS).write_bytes(content)
-    with pytest.raises(UserError, match=r"weights\.safetensors: the weights cannot be read .*export the artifact again"):
-        read_weights(tmp_path)
+HALVES = {"fp16": (torch.float16, 2e-3), "bf16": (torch.bfloat16, 1.5e-2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("half", HALVES)
+def test_layers_of_16_bits_really_compute_in_them(kind: str, half: str, tmp_path: Path) -> None:
+    make, shape, names = KINDS[kind]
+    dtype, tolerance = HALVES[half]
+    model = quantized(make(), dict.fromkeys(names, (16, 16)), inputs(32, *shape), half=half)
+    artifact = deploy(Eager(), model, inputs(1, *shape), tmp_path, threads=1)
+    assert isinstance(artifact, EagerDeployed)
+    for name in names:
+        assert {value.dtype for value in artifact.model.get_submodule(name).parameters()} == {dtype}
+    assert artifact.run(inputs(2, *shape).numpy()).dtype == np.float32
+    assert distance(artifact, make(), shape) < tolerance
+    assert distance(artifact, model, shape) < tolerance
+    assert {value.dtype for value in model.parameters()} == {torch.float32}  # it is still there to be compared with
+
+
+def test_half_weights_with_float_inputs_are_stored_in_half_and_computed_with_in_float(tmp_path: Path) -> None:
+    make, shape, names = KINDS["linear"]
+    model = quantized(make(), dict.fromkeys(names, (16, 32)), inputs(32, *shape))
+    artifact = deploy(Eager(), model, inputs(1, *shape), tmp_path / "half", threads=1)
+    plain = deploy(Eager(), make(), inputs(1, *shape), tmp_path / "float", threads=1)
+    assert artifact.size_bytes < 0.6 * plain.size_bytes
+    assert distance(artifact, model, shape) < 1e-6
+
+
+@pytest.mark.parametrize(("sets", "real"), [((), False), (("avx2", "avx512_bf16"), True), (("amx_bf16",), True)])
+def test_half_floats_are_faster_only_with_instructions_for_them(sets: tuple[str, ...], real: bool) -> None:
+    machine = this_machine().model_copy(update={"instruction_sets": sets})
+    assert Eager().support("linear", "half", 16, machine)[:2] == (True, real)

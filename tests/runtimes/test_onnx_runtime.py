@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.blocks import FakeQuantized
-from autocompress.compress.quantize import fold_batch_norm, quantize
+from autocompress.compress.quantize import fold_batch_norm
 from autocompress.measure.machine import this_machine
-from autocompress.recipe import LayerPlan
 from autocompress.runtimes.onnx_runtime import FILE, RUNTIME, OnnxDeployed, operators
 from autocompress.runtimes.runtime import deploy
+from tests.runtimes.quantized import quantized
 from tests.small_models import Net, conv, inputs, outputs, residual, trained_digits
 
 Trained = tuple[nn.Module, Tensor, Tensor, Tensor]
@@ -32,10 +32,7 @@ def trained() -> Trained:
 
 
 def integer(model: nn.Module, names: tuple[str, ...], calibration: Tensor, bits: int = 7) -> FakeQuantized:
-    plans = {name: LayerPlan(name=name, weight_bits=bits, activation_bits=8) for name in names}
-    wrapped = quantize(model, plans, calibration.split(128))
-    wrapped.freeze_()
-    return wrapped
+    return quantized(model, dict.fromkeys(names, (bits, 8)), calibration)
 
 
 def counted(folder: Path) -> Counter[str]:
@@ -181,3 +178,45 @@ def test_eight_bit_weights_need_instructions_that_do_not_saturate(sets: tuple[st
     answers = RUNTIME.weight_bits(this_machine().model_copy(update={"instruction_sets": sets}))
     assert tuple(bits for bits, reason in answers.items() if not reason) == possible
     assert all("VNNI" in answers[8] for _ in [0] if 8 not in possible)
+
+
+WITHOUT_VNNI = ("avx2",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "bits", "expected"),
+    [
+        ("linear", "static", 8, (False, False)),
+        ("linear", "dynamic", 8, (False, False)),
+        ("lstm", "dynamic", 8, (False, False)),
+        ("linear", "static", 7, (True, True)),
+        ("linear", "dynamic", 7, (True, True)),
+        ("linear", "weight_only", 8, (True, False)),  # computed in float
+        ("linear", "weight_only", 4, (True, True)),
+        ("gru", "dynamic", 8, (True, False)),
+    ],
+)
+def test_without_vnni_eight_bits_are_refused_wherever_they_would_saturate(
+    kind: str, scheme: str, bits: int, expected: tuple[bool, bool]
+) -> None:
+    machine = this_machine().model_copy(update={"instruction_sets": WITHOUT_VNNI})
+    found = RUNTIME.support(kind, scheme, bits, machine)  # type: ignore[arg-type]
+    assert found[:2] == expected
+    assert ("VNNI" in found.reason) == (bits == 8 and kind != "gru")
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "bits", "reason"),
+    [
+        ("linear", "weight_only", 3, "they run in the one for 4"),
+        ("linear", "weight_only", 5, "they run in the one for 8"),
+        ("linear", "static", 3, "they run in the one for 8"),
+        ("conv2d", "weight_only", 4, "computed with in float"),
+        ("linear", "half", 16, "no half-precision kernels"),
+        ("linear", "static", 16, "the layer runs in float"),
+    ],
+)
+def test_what_runs_and_is_not_faster_says_in_which_kernel_it_does(kind: str, scheme: str, bits: int, reason: str) -> None:
+    found = RUNTIME.support(kind, scheme, bits, this_machine())  # type: ignore[arg-type]
+    assert found[:2] == (True, False)
+    assert reason in found.reason

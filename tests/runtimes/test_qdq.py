@@ -13,9 +13,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compress.quantize import quantize
-from autocompress.recipe import LayerPlan
 from autocompress.runtimes.onnx_runtime import FILE, lower
+from tests.runtimes.quantized import quantized
 from tests.small_models import Net, conv, inputs, outputs
 
 
@@ -69,9 +68,7 @@ def test_a_pool_that_is_the_output_keeps_the_name_of_the_output(tmp_path: Path) 
 
 def integer(model: nn.Module, x: Tensor, bits: int = 7) -> nn.Module:
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    wrapped = quantize(model, {name: LayerPlan(name=name, weight_bits=bits, activation_bits=8) for name in names}, [x])
-    wrapped.freeze_()
-    return wrapped
+    return quantized(model, dict.fromkeys(names, (bits, 8)), x)
 
 
 def small() -> Net:

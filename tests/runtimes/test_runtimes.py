@@ -13,27 +13,36 @@ from torch import nn
 import autocompress.runtimes as rooms
 from autocompress.blocks import FakeQuantized
 from autocompress.compress.factorize import factorize
-from autocompress.compress.quantize import quantize
 from autocompress.errors import InfeasibleRecipe, MissingDependency, UserError
 from autocompress.measure.machine import this_machine
 from autocompress.recipe import LayerPlan
 from autocompress.runtimes import RUNTIMES, find_runtime
 from autocompress.runtimes.runtime import Deployed, Runtime, deploy
+from tests.runtimes.quantized import KINDS, distance, quantized
 from tests.small_models import concat, flat, inputs, outputs, recurrent, residual
 
+LOW_RANK = ("block1.conv1", "block3.shortcut.0", "head")
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (residual, (1, 8, 8)),
     "concat": (concat, (3, 6, 6)),
     "flat": (flat, (3, 6, 6)),
     "recurrent": (recurrent, (5, 3)),
-    "low rank": (lambda: factorize(residual(8), {"block1.conv1": 2, "block3.shortcut.0": 2, "head": 2}), (1, 8, 8)),
+    "low rank": (lambda: factorize(residual(8), {name: LayerPlan(name=name, rank=2) for name in LOW_RANK}), (1, 8, 8)),
 }
 
 
+# scheme -> activation bits, settings, how far from the fake-quantized model outputs may be as a share of their range
+SCHEMES: dict[str, tuple[int, dict[str, str], float]] = {
+    "static": (8, {}, 0.02),
+    "dynamic": (8, {"activations": "dynamic"}, 0.02),
+    "weight_only": (32, {}, 0.01),
+    "half": (32, {}, 1e-5),
+}
+WIDTHS = (3, 4, 8, 16)
+
+
 def with_bits(bits: int) -> FakeQuantized:
-    model = quantize(residual(4), {"stem.0": LayerPlan(name="stem.0", weight_bits=bits, activation_bits=8)}, [inputs(8, 1, 8, 8)])
-    model.freeze_()
-    return model
+    return quantized(residual(4), {"stem.0": (bits, 8)}, inputs(8, 1, 8, 8))
 
 
 @pytest.mark.parametrize("runtime", [find_runtime(name) for name in RUNTIMES], ids=list(RUNTIMES))
@@ -99,6 +108,32 @@ class TestRuntime:
         assert runtime.name in RUNTIMES
         assert runtime.channel_multiple >= 1
 
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_it_says_it_runs_it_runs_right_and_the_rest_is_refused(
+        self, runtime: Runtime, tmp_path: Path, kind: str, scheme: str
+    ) -> None:
+        make, shape, names = KINDS[kind]
+        activation_bits, settings, tolerance = SCHEMES[scheme]
+        for bits in WIDTHS:
+            support = runtime.support(kind, scheme, bits, this_machine())  # type: ignore[arg-type]
+            assert support.real <= support.runs
+            assert bool(support.reason) != support.real
+            if (bits == 16) != (scheme == "half"):
+                continue  # of float weights and integer inputs, and of a scheme that needs integers, see test_encode
+            if not support.runs:
+                with pytest.raises(InfeasibleRecipe):
+                    deploy(runtime, quantized(make(), dict.fromkeys(names, (bits, activation_bits)), inputs(32, *shape), **settings),
+                           inputs(1, *shape), tmp_path / str(bits), threads=1)  # fmt: skip
+                continue
+            model = quantized(make(), dict.fromkeys(names, (bits, activation_bits)), inputs(32, *shape), **settings)
+            artifact = deploy(runtime, model, inputs(1, *shape), tmp_path / str(bits), threads=1)
+            assert distance(artifact, model, shape) < tolerance, bits
+
+    def test_a_float_layer_is_always_supported(self, runtime: Runtime) -> None:
+        for kind in KINDS:
+            assert runtime.support(kind, "none", 32, this_machine()) == (True, True, "")  # type: ignore[arg-type]
+
     def test_deploying_does_not_change_the_model(self, runtime: Runtime, tmp_path: Path) -> None:
         model = residual(4)
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -107,9 +142,9 @@ class TestRuntime:
         assert not model.training
 
 
-@pytest.mark.parametrize(("name", "bits"), [("onnxruntime", 4), ("onnxruntime", 6), ("eager", 8), ("eager", 7)])
-def test_bits_without_a_kernel_are_refused_with_the_name_of_the_layer(name: str, bits: int, tmp_path: Path) -> None:
-    runtime = find_runtime(name)
+@pytest.mark.parametrize("bits", [8, 7, 4])
+def test_bits_without_a_kernel_are_refused_with_the_name_of_the_layer(bits: int, tmp_path: Path) -> None:
+    runtime = find_runtime("eager")
     assert runtime.weight_bits(this_machine())[bits]
     with pytest.raises(InfeasibleRecipe, match=r"stem\.0"):
         deploy(runtime, with_bits(bits), inputs(1, 1, 8, 8), tmp_path, threads=1)

@@ -12,19 +12,8 @@ from autocompress.config import BitChoices, DistillationSpace, RecoverySpace, Ru
 from autocompress.errors import InvalidSpace
 from autocompress.recipe import LayerPlan, Recipe
 from autocompress.records import LayerInfo
-from autocompress.study.space import (
-    Dimension,
-    anchors,
-    dimensions,
-    narrowed,
-    rank_of,
-    recipe_of,
-    sampled,
-    snap,
-    space_size,
-    valid_shares,
-    values_of,
-)
+from autocompress.study.points import anchors, rank_of, recipe_of, values_of
+from autocompress.study.space import Dimension, dimensions, narrowed, sampled, snap, space_size, valid_shares
 
 MakeLayer = Callable[..., LayerInfo]
 FIXED = {"distillation": None, "recovery": RecoverySpace(learning_rate=(0.001,))}

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 import toy_task
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from autocompress.errors import InvalidTask
@@ -30,6 +32,7 @@ from autocompress.tasks.task import (
     stream,
     with_holdout,
 )
+from tests.small_models import fingerprint
 
 QUIET = Progress(quiet=True)
 
@@ -95,9 +98,7 @@ def test_a_task_that_is_right_passes_and_its_model_and_mode_are_left_alone() -> 
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
 
 
-def test_a_package_that_the_users_module_imports_and_lacks_is_named_as_its_import(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_the_users_module_imports_and_lacks_is_named_as_its_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy_task.py").write_text("import absent_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InvalidTask, match=r"needy_task imports 'absent_package', which is not installed"):
@@ -280,3 +281,144 @@ def test_the_digest_is_the_same_in_another_build_and_follows_weights_and_data(mo
 def test_the_digest_does_not_depend_on_how_a_split_is_cut_into_batches() -> None:
     x, y = toy_task.data()[1]
     assert digest(replace(toy_task.make(), search=[(x[:9], y[:9]), (x[9:], y[9:])])) == digest(toy_task.make())
+
+
+def test_the_digest_follows_the_weights_of_the_teachers_and_their_names() -> None:
+    def taught_by(**teachers: nn.Module) -> str:
+        return digest(replace(toy_task.make(), teachers=teachers))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, second = toy_task.Toy(4), toy_task.Toy(4)
+    found = [digest(toy_task.make()), taught_by(a=first), taught_by(b=first), taught_by(a=second), taught_by(a=first, b=second)]
+    assert len(set(found)) == 5
+    assert taught_by(b=second, a=first) == found[4]
+    assert digest(replace(toy_task.make(), teachers={})) == found[0]
+
+
+# ---- teaching -------------------------------------------------------------------------------------------------------
+
+
+def modalities() -> Task:
+    """Images are compressed; the teacher reads the rows of each as a sequence."""
+    x, y = toy_task.data()[0]
+    train = [(x[:40], y[:40], x[:40].squeeze(1)), (x[40:60], y[40:60], x[40:60].squeeze(1))]
+    return replace(toy_task.make(), train=train, teachers={"rows": Rows()})
+
+
+class Rows(nn.Module):
+    """x (N, 8, 8) -> (N, 10)"""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 3
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def step(model: nn.Module, x: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+    loss = F.cross_entropy(model(x), y)
+    return loss if teacher is None else loss + F.mse_loss(model(x), teacher)
+
+
+def plus(**fields: object) -> Task:
+    return replace(toy_task.make(), **fields)
+
+
+def test_a_task_with_all_that_teaches_passes_and_its_model_and_teachers_are_left_alone() -> None:
+    teacher = toy_task.Toy(4).train()
+    task = plus(
+        build_student=lambda width, depth: toy_task.Toy(round(16 * width)),
+        teachers={"small": teacher},
+        distillation_loss=lambda student, teacher, temperature: F.mse_loss(student, teacher) / temperature,
+        training_step=step,
+    )
+    before, drawn = [fingerprint(model) for model in (task.model, teacher)], states()
+    check(task)
+    assert [fingerprint(model) for model in (task.model, teacher)] == before
+    assert states() == drawn
+    check(modalities())
+
+
+def test_third_tensors_come_through_the_stream_and_are_left_out_elsewhere() -> None:
+    task = modalities()
+    for x, y, rows in stream(task, 3, seed=0):
+        assert torch.equal(x.squeeze(1), rows)
+        assert len(x) == len(y)
+    x, y = gather(task.train, "train")
+    assert (x.shape, y.shape) == ((60, 1, 8, 8), (60,))
+    assert calibration(task).shape == (60, 1, 8, 8)
+
+
+def test_a_teacher_of_other_outputs_is_fine_where_the_task_compares_them_itself() -> None:
+    other = plus(teachers={"wide": toy_task.Toy(4), "seven": nn.Sequential(nn.Flatten(), nn.Linear(64, 7))})
+    with pytest.raises(InvalidTask, match=r"'seven' must give outputs of the model's shape \(2, 10\), got \(2, 7\)"):
+        check(other)
+    check(replace(other, distillation_loss=lambda student, teacher, temperature: (student.mean() - teacher.mean()).square()))
+    check(replace(other, training_step=step))
+
+
+BESIDE = {
+    "no module": ({"teachers": {"a": print}}, r"teachers: 'a' must be a torch\.nn\.Module, got builtin"),
+    "a taken name": ({"teachers": {"model": nn.Flatten()}}, "'model' is the name of the task's own model"),
+    "a teacher that fails": (
+        {"teachers": {"a": nn.Linear(3, 10)}},
+        r"teachers: 'a' fails on inputs \(2, 1, 8, 8\) torch\.float32: Runtime",
+    ),
+    "another modality": ({"teachers": {"rows": Rows()}}, "teachers: 'rows' fails on inputs .*AssertionError"),
+    "other classes": ({"teachers": {"a": nn.Sequential(nn.Flatten(), nn.Linear(64, 9))}}, r"shape \(2, 10\), got \(2, 9\)"),
+    "too few rows": (
+        {"teachers": {"a": nn.Flatten(0)}, "distillation_loss": lambda student, teacher, temperature: student.mean()},
+        r"'a' must give one tensor \(N, \.\.\.\), got \(128,\) for N = 2",
+    ),
+    "a student that is not built": (
+        {"build_student": lambda width, depth: 1 / 0},
+        r"build_student\(1\.0, 1\.0\) failed: ZeroDivisionError",
+    ),
+    "a student that is none": ({"build_student": lambda width, depth: None}, r"build_student\(1\.0, 1\.0\) must be a torch\.nn\.Module"),
+    "a student of others": ({"build_student": lambda width, depth: nn.Flatten()}, r"the model's shape \(2, 10\), got \(2, 64\)"),
+    "a soft loss that fails": (
+        {"distillation_loss": lambda student, teacher: student.mean()},
+        "distillation_loss failed on twice the outputs",
+    ),
+    "a soft loss of many": ({"distillation_loss": lambda student, teacher, temperature: student}, "distillation_loss must be one number"),
+    "a step that needs a teacher": (
+        {"training_step": lambda model, x, y, teacher: F.mse_loss(model(x), teacher)},
+        "training_step failed on inputs .* without a teacher",
+    ),
+    "a step without a gradient": (
+        {"training_step": lambda model, x, y, teacher: model(x).sum().detach()},
+        "has no gradient; do not detach",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_wrong_with_the_teaching_is_told_in_one_line(case: str) -> None:
+    fields, said = BESIDE[case]
+    with pytest.raises(InvalidTask, match=said) as caught:
+        check(plus(**fields))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("batch", "said"), [
+    (lambda x, y: (x, y, x, x), r"must be a pair of tensors \(inputs, targets\), got tuple of Tensor, Tensor, Tensor, Tensor"),
+    (lambda x, y: (x, y, "rows"), "got tuple of Tensor, Tensor, str"),
+    (lambda x, y: (x, y, x[:3]), "batch 0 has 512 inputs and 3 of the teachers; there must be as many"),
+])  # fmt: skip
+def test_batches_of_another_form_are_refused(batch: Callable[[Tensor, Tensor], tuple[object, ...]], said: str) -> None:
+    with pytest.raises(InvalidTask, match=said):
+        list(stream(plus(train=[batch(*toy_task.data()[0])]), 1, 0))
+
+
+def test_the_mode_of_every_module_is_given_back_after_its_outputs_were_taken() -> None:
+    model = toy_task.make().model.train()
+    model.norm1.eval()
+    before = [module.training for module in model.modules()]
+    outputs_of(model, toy_task.data()[0][0][:2])
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(RuntimeError):
+        outputs_of(model, torch.zeros(2, 3))
+    assert [module.training for module in model.modules()] == before

@@ -1,11 +1,7 @@
-"""Integer quantization: fold batch norm, collect ranges on calibration data, freeze scales. The training between is recover's.
-
-Scales and zero points as in Jacob et al. 2018; weights symmetric per output channel, activations affine per tensor.
-"""
+"""Batch-norm folding: a batch norm that is the only reader of a layer moves into its weight and bias (Jacob et al. 2018, section 3.2)."""
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,53 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
-from autocompress.blocks import SILENT, FakeQuantized, scopes
-from autocompress.errors import InfeasibleRecipe
-from autocompress.recipe import FLOAT_BITS, LayerPlan
+from autocompress.blocks import SILENT, scopes
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-
-def quantize(model: nn.Module, plans: Mapping[str, LayerPlan], calibration: Iterable[Tensor]) -> FakeQuantized:
-    """A fake-quantized copy of ``model``, batch norm folded, ranges from the ``calibration`` inputs (N, ...), ready to train or freeze.
-
-    Raises InfeasibleRecipe where calibration data are not finite or a layer has only one of its two widths in integers.
-    """
-    batches = list(calibration)
-    for batch in batches:
-        if not torch.isfinite(batch).all():
-            raise InfeasibleRecipe("calibration: the data hold NaN or infinite values; ranges cannot be taken from them. Clean the data.")
-    folded = fold_batch_norm(model, batches[0][:1])
-    wrapped = FakeQuantized(folded, layer_bits(folded, plans)).eval()
-    with torch.no_grad():
-        for batch in batches:
-            wrapped(batch)
-    wrapped.phase = "quantize"
-    return wrapped
-
-
-def layer_bits(model: nn.Module, plans: Mapping[str, LayerPlan]) -> dict[str, tuple[int, int]]:
-    """(weight bits, activation bits) of every Conv2d and Linear that a plan quantizes, the factors of a low-rank layer included."""
-    bits: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        plan = next((plans[owner] for owner in _owners(name) if owner in plans), None)
-        if plan is None or not plan.is_quantized:
-            continue
-        if plan.weight_bits == FLOAT_BITS or plan.activation_bits == FLOAT_BITS:
-            raise InfeasibleRecipe(
-                f"{plan.name}: weight_bits {plan.weight_bits} with activation_bits {plan.activation_bits}: an integer kernel needs both "
-                "in integers (8 or 7 each). Set both or neither."
-            )
-        bits[name] = (plan.weight_bits, plan.activation_bits)
-    return bits
-
-
-def _owners(name: str) -> Iterable[str]:
-    """``a.b.c`` -> ``a.b.c``, ``a.b``, ``a``: a factor of a low-rank layer belongs to that layer's plan."""
-    parts = name.split(".")
-    return (".".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
@@ -74,6 +26,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         if not isinstance(norm, NORMS) or norm.running_mean is None:
             continue
         fused = fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)  # type: ignore[type-var]
+        fused.bias.requires_grad_(layer.weight.requires_grad)  # torch leaves the bias of a layer that had none frozen
         _replace_(folded, layer_name, fused)
         _replace_(folded, norm_name, nn.Identity())
     return folded

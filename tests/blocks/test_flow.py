@@ -1,4 +1,4 @@
-"""Rounding is what Jacob et al. 2018 say, lies where integer kernels need it, and is the same whoever calls."""
+"""Rounding lies where integer kernels need it, and is the same whoever calls."""
 
 from collections.abc import Callable
 
@@ -7,98 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.blocks import ActivationQuantizer, FakeQuantized, WeightQuantizer, scopes
+from autocompress.blocks import scopes
+from tests.blocks.grids import all_layers, calibrated, rounded_like, rounded_weight
 from tests.small_models import Net, conv, inputs, outputs, residual
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def calibrated(model: nn.Module, bits: dict[str, tuple[int, int]], *batches: Tensor) -> FakeQuantized:
-    wrapped = FakeQuantized(model, bits).eval()
-    with torch.no_grad():
-        for batch in batches:
-            wrapped(batch)
-    wrapped.phase = "quantize"
-    return wrapped
-
-
-def all_layers(model: nn.Module, pair: tuple[int, int] = (7, 8)) -> dict[str, tuple[int, int]]:
-    return {name: pair for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-
-
-def rounded_like(x: Tensor, seen: Tensor) -> Tensor:
-    """x on the affine uint8 grid of Jacob et al. 2018 for the range of ``seen``, by torch's own kernel."""
-    low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
-    scale = (high - low) / 255
-    return torch.fake_quantize_per_tensor_affine(x, scale, (-low / scale).round().int(), 0, 255)
-
-
-def rounded_weight(weight: Tensor, bits: int = 7) -> Tensor:
-    scale = weight.detach().abs().flatten(1).amax(1) / (2 ** (bits - 1) - 1)
-    return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(len(weight), dtype=torch.int32), 0, -128, 127)
-
-
-@pytest.mark.parametrize("bits", [8, 7, 4])
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (-5.0, 0.0), (0.5, 2.0), (-2.0, -0.5), (-1e-3, 1e3)])
-def test_the_grid_of_an_activation_is_that_of_jacob_2018(bits: int, low: float, high: float) -> None:
-    quantizer = ActivationQuantizer(bits)
-    quantizer.observe_(torch.tensor([low, high]))
-    scale = (max(high, 0.0) - min(low, 0.0)) / (2**bits - 1)
-    zero = round(-min(low, 0.0) / scale)
-    assert quantizer.scale.item() == pytest.approx(scale, rel=1e-6)
-    assert quantizer.zero_point.item() == zero
-    x = torch.linspace(low - 1, high + 1, 1001)
-    by_hand = ((x.double() / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale)
-    assert (quantizer(x) - by_hand).abs().max() <= scale * 1.001  # ties may fall either way in float32
-    assert ((quantizer(x) - by_hand).abs() > scale * 0.01).float().mean() < 0.01
-
-
-def test_zero_is_exactly_representable_and_a_range_of_nothing_but_zero_is_harmless() -> None:
-    for seen in (torch.tensor([0.3, 2.0]), torch.tensor([-0.37, 1.91]), torch.zeros(3), torch.tensor([-7.0, -3.0])):
-        quantizer = ActivationQuantizer(8)
-        quantizer.observe_(seen)
-        assert quantizer(torch.zeros(4)).tolist() == [0.0] * 4
-        assert quantizer(seen).isfinite().all()
-
-
-def test_ranges_widen_over_batches_and_never_narrow() -> None:
-    quantizer = ActivationQuantizer(8)
-    for batch in (torch.tensor([-1.0, 2.0]), torch.tensor([0.0, 0.5]), torch.tensor([-3.0])):
-        quantizer.observe_(batch)
-    assert (quantizer.low.item(), quantizer.high.item()) == (-3.0, 2.0)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 7, 8])
-def test_weights_lie_on_a_symmetric_grid_a_channel_with_as_many_levels_as_bits_say(bits: int) -> None:
-    weight = inputs(5, 3, 3, 3) * torch.tensor([1e-3, 1.0, 7.0, 50.0, 0.0])[:, None, None, None]
-    quantizer = WeightQuantizer(weight, bits).eval()
-    levels = quantizer(weight) / quantizer.scale[:, None, None, None]
-    most = 2 ** (bits - 1) - 1
-    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
-    assert levels.abs().flatten(1).amax(1).round().tolist() == [most] * 4 + [0]
-    assert torch.equal(quantizer(weight)[:4], rounded_weight(weight[:4], bits))
-
-
-def test_a_weight_scale_follows_the_weights_in_training_and_is_fixed_in_evaluation() -> None:
-    weight = inputs(2, 4)
-    quantizer = WeightQuantizer(weight, 8)
-    before = quantizer.scale.clone()
-    quantizer.eval()(2 * weight)
-    assert torch.equal(quantizer.scale, before)
-    quantizer.train()(2 * weight)
-    torch.testing.assert_close(quantizer.scale, 2 * before)
-
-
-def test_gradients_pass_straight_through_inside_the_range_and_stop_outside() -> None:
-    quantizer = ActivationQuantizer(8)
-    quantizer.observe_(torch.tensor([-1.0, 1.0]))
-    x = torch.tensor([-2.0, -0.5, 0.123, 0.9, 3.0], requires_grad=True)
-    quantizer(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_every_parameter_of_a_fake_quantized_model_has_a_gradient() -> None:
@@ -257,8 +173,9 @@ def test_freezing_fixes_the_scales_of_the_weights_as_they_are_then() -> None:
     model, x = chain(), inputs(8, 2, 5, 5)
     wrapped = calibrated(model, all_layers(model), x)
     model.a.weight.data *= 3
+    expected = model.a.weight.detach().abs().flatten(1).amax(1) / 63
     wrapped.freeze_()
-    torch.testing.assert_close(wrapped.weights["a"].scale, model.a.weight.detach().abs().flatten(1).amax(1) / 63)
+    torch.testing.assert_close(wrapped.weights["a"].scale, expected)
     assert not any(module.training for module in wrapped.modules())
 
 
