@@ -79,7 +79,7 @@ def test_yaml_has_one_line_a_layer() -> None:
         ("layers: [{name: a, keep: .nan}]", "layers[0].keep: "),
         ("layers: [{name: a, rank: 0}]", "layers[0].rank: "),
         ("layers: [{name: a, rank: 1.5}]", "layers[0].rank: "),
-        ("layers: [{name: a, weight_bits: 17}]", "layers[0].weight_bits: bits must be 2 to 8, 16 for half floats, or 32 for float (got 17)"),
+        ("layers: [{name: a, weight_bits: 17}]", "layers[0].weight_bits: bits must be 2 to 8, 16 for half floats, or 32 for float"),
         ("layers: [{keep: 0.5}]", "layers[0].name: "),
         ("layers: [{name: a}, {name: a}]", "more than one plan for a"),
         ("distillation: {soft_weight: 0, hard_weight: 0}", "distillation: soft_weight and hard_weight are both 0"),
@@ -96,7 +96,7 @@ def test_yaml_has_one_line_a_layer() -> None:
         ("distillation: {feature_weight: 1}", "distillation: feature_weight and attention_weight need `features`"),
         ("distillation: {teachers: {big: 0}}", "distillation: teachers: weights must not be below 0, nor all be 0"),
         ("order: [quantize, prune]", "order: quantize -> prune: quantize must come last"),
-        ("{layers: [{name: a, keep: 0.5}], order: [distill, quantize]}", "order: distill -> quantize lacks prune, which the layers ask for"),
+        ("{layers: [{name: a, keep: 0.5}], order: [distill, quantize]}", "order: distill -> quantize lacks prune"),
         ("schema_version: 3", "schema_version: "),
     ],
 )
@@ -167,7 +167,10 @@ def test_only_meaningful_orders_are_taken(order: tuple[Any, ...], reason: str) -
 
 @pytest.mark.parametrize(
     ("weight", "activation", "scheme"),
-    [(32, 32, "none"), (8, 8, "dynamic"), (32, 8, "dynamic"), (4, 32, "weight_only"), (4, 16, "weight_only"), (16, 32, "half"), (32, 16, "half")],
+    [
+        (32, 32, "none"), (8, 8, "dynamic"), (32, 8, "dynamic"), (4, 32, "weight_only"), (4, 16, "weight_only"), (16, 32, "half"),
+        (32, 16, "half"),
+    ],
 )
 def test_the_scheme_of_a_layer_follows_from_its_bits(weight: int, activation: int, scheme: str) -> None:
     assert scheme_of(weight, activation, Quantization(activations="dynamic")) == scheme

@@ -7,7 +7,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,15 +85,13 @@ class _Line:
 
     def __init__(self, model: nn.Module, recipe: Recipe, given: Materials, timed: StageTimer) -> None:
         self.model, self.recipe, self.given, self.timed = model, recipe, given, timed
-        self.samples = given.samples
+        self.samples, self.lesson = given.samples, given.lesson
         self.lessons_left = recipe.order.count("distill")
         importance = {str(name): weight for name, weight in recipe.pruning.importance.items()}
         self.scoring = Scoring(importance, given.scoring, given.lesson.loss, recipe.pruning.seed)
 
     def run(self) -> nn.Module:
         work = start(self.model, self.recipe, self.given.build_student)
-        if self.recipe.order[0] in ("distill", "sparsify"):  # every other stage makes a copy of its own
-            work = copy.deepcopy(work)
         if self.recipe.distillation is not None and self.recipe.distillation.assistant is not None:
             self._hire_assistant()
         stages = {
@@ -113,11 +111,13 @@ class _Line:
         assert settings is not None
         with self.timed("recover"):
             assistant = make_assistant(self.model, settings, self.recipe, self.given.example, self.samples, self.given.lesson)
-        self.samples = retaught(self.samples, assistant)
+        self.samples, self.lesson = retaught(self.samples, assistant), replace(self.lesson, teacher=assistant)
 
     def train(self, model: nn.Module, steps: int | None = None) -> nn.Module:
+        if model is self.model:  # no stage before made a copy
+            model = copy.deepcopy(model)
         with self.timed("recover"):
-            return recover_(model, self.recipe, self.samples, self.given.lesson, steps)
+            return recover_(model, self.recipe, self.samples, self.lesson, steps)
 
     def prune(self, model: nn.Module) -> nn.Module:
         """Blocks and heads at once, then channels, at once or along the cubic schedule."""
@@ -155,6 +155,8 @@ class _Line:
         return self.train(model, steps // count + (steps % count if self.lessons_left == 0 else 0))
 
     def quantize(self, model: nn.Module) -> nn.Module:
+        if not self.recipe.is_quantized:
+            return model
         with self.timed("quantize"):
             work = settle(model, self.recipe, self.given.calibration)
         if isinstance(work, FakeQuantized):

@@ -9,7 +9,10 @@ import torch
 
 from autocompress.records import Machine
 
-SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
+SETS = (
+    "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "amx_tile",
+    "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
 PACKAGES = ("autocompress", "torch", "onnxruntime", "numpy", "optuna", "torch-pruning")
 
 

@@ -26,7 +26,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         if not isinstance(norm, NORMS) or norm.running_mean is None:
             continue
         fused = fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)  # type: ignore[type-var]
-        fused.bias.requires_grad_(layer.weight.requires_grad)  # torch leaves the bias of a layer that had none frozen
+        if isinstance(fused.bias, nn.Parameter) and isinstance(layer.weight, nn.Parameter):
+            fused.bias.requires_grad_(layer.weight.requires_grad)  # torch leaves the bias of a layer that had none frozen
         _replace_(folded, layer_name, fused)
         _replace_(folded, norm_name, nn.Identity())
     return folded
