@@ -62,7 +62,7 @@ def survey(model: nn.Module, example: Tensor, runtime: Runtime, machine: Machine
                 **facts,
             )
         )
-    return (*infos, *_attentions(heads), *_blocks(model, example))
+    return (*infos, *_attentions(heads), *_blocks(model, example, heads))
 
 
 def _kind(layer: nn.Module) -> Any:
@@ -95,13 +95,14 @@ def _attentions(heads: Mapping[str, Attention]) -> tuple[LayerInfo, ...]:
     )  # fmt: skip
 
 
-def _blocks(model: nn.Module, example: Tensor) -> tuple[LayerInfo, ...]:
+def _blocks(model: nn.Module, example: Tensor, heads: Mapping[str, Attention]) -> tuple[LayerInfo, ...]:
     return tuple(
         LayerInfo(
             name=name, kind="block", macs=0, params=0, in_channels=0, out_channels=0, droppable=not reason, drop_reason=reason,
             keep_reason="its layers are pruned", rank_reason="its layers are factorized", bits_reason="its layers are quantized",
         )
         for name, reason in residual_blocks(model, example).items()
+        if name not in heads
     )  # fmt: skip
 
 

@@ -113,7 +113,8 @@ def test_a_width_without_a_kernel_of_its_own_runs_in_a_wider_one_and_is_not_call
 
 def test_blocks_that_may_be_left_out_are_listed_and_those_that_may_not_say_why() -> None:
     blocks = {name: layer for name, layer in surveyed(residual(4), DIGIT).items() if layer.kind == "block"}
-    assert {name: layer.droppable for name, layer in blocks.items()} == {"block1": True, "block2": True, "block3": False, "block4": True}
+    assert {name for name, layer in blocks.items() if layer.droppable} == {"block1", "block2", "block4"}
+    assert "block3" in blocks
     assert all(bool(layer.drop_reason) != layer.droppable for layer in blocks.values())
     assert sum(layer.macs for layer in blocks.values()) == 0  # counted with their layers
 
@@ -217,11 +218,11 @@ def test_every_complaint_names_file_field_rule_and_value(name: str) -> None:
     assert re.search(pattern, str(caught.value)), str(caught.value)
 
 
-def test_a_grouped_convolution_takes_neither_keep_nor_rank() -> None:
+def test_a_grouped_convolution_has_no_rank_and_the_keep_of_the_layers_that_it_reads() -> None:
     with pytest.raises(InvalidRecipe) as caught:
         check({"name": "deep", "keep": 0.5, "rank": 2}, layers=DEEP)
     keep, rank = str(caught.value).splitlines()
-    assert keep.startswith("my.yaml: layers[0].keep: 0.5 is not possible for deep: ")
+    assert keep.startswith("my.yaml: layers[0].keep: must be equal inside one prune group, which shares one width: a 1, deep 0.5")
     assert rank.startswith("my.yaml: layers[0].rank: 2 is not possible for deep: a grouped convolution is not factorized")
 
 
