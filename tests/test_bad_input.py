@@ -96,7 +96,7 @@ def test_a_space_that_does_not_read_or_fit_is_refused_with_the_path_of_the_field
 def test_a_missing_space_file_is_refused_with_the_built_in_ones(tmp_path: Path) -> None:
     line = refused(search(tmp_path, "--space", "absent.yaml"))
     assert "no file absent.yaml" in line
-    assert "default, large, small" in line
+    assert "compact, default, full, large, small" in line
     assert nothing_was_made(tmp_path)
 
 
@@ -243,7 +243,7 @@ RECIPES = {
     "layers:\n  - {name: stem, keep: 0.5}\n": "layers[0].name: the model has no layer 'stem'; its layers are conv1, conv2, head",
     "layers:\n  - {name: head, keep: 0.5}\n": "layers[0].keep: 0.5 is not possible for head",
     "layers:\n  - {name: head, rank: 500}\n": "layers[0].rank: 500 is too large for head",
-    "layers:\n  - {name: conv2, weight_bits: 3, activation_bits: 8}\n": "layers[0].weight_bits: 3 is not possible here",
+    "layers:\n  - {name: conv2, activation_bits: 16}\n": "layers[0].activation_bits: 16 with weight_bits 32: no kernel takes it",
     "layers:\n  - {name: conv1, keep: 0.5}\n": "layers[0].keep: must be equal inside one prune group",
     "recovery: {learning_rate: 0}\n": "recovery.learning_rate",
 }
