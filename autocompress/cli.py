@@ -95,7 +95,9 @@ def present_study(study: "Study", as_json: bool) -> None:
 
 def dumped(content: object) -> str:
     """One line of strict JSON: a number that is not one would break the scripts that read it, so it is a bug of ours."""
-    return json.dumps(content, allow_nan=False)
+    from pydantic_core import to_jsonable_python
+
+    return json.dumps(content, allow_nan=False, default=to_jsonable_python)
 
 
 def present_dry_run(plan: "DryRun", as_json: bool) -> None:

@@ -29,6 +29,7 @@ def survey(model: nn.Module, example: Tensor, runtime: Runtime, machine: Machine
     found, heads = structure(model, example), attention_modules(model, example)
     owner = {layer: name for name, attention in heads.items() for layer in attention.layers}
     group_of = {member: group.name for group in found.groups for member in group.members}
+    blocks_of = {member: group.blocks for group in found.groups for member in group.members}
     in_group_of = {reader: group.name for group in found.groups for reader in group.readers}
     units = recurrent_modules(model, example)
     infos = []
@@ -55,7 +56,7 @@ def survey(model: nn.Module, example: Tensor, runtime: Runtime, machine: Machine
                 conv_groups=layer.groups if kind == "conv2d" else 1,
                 group=group,
                 in_group=in_group_of.get(name),
-                channel_multiple=runtime.channel_multiple,
+                channel_multiple=math.lcm(runtime.channel_multiple, blocks_of.get(name, 1)),
                 factorizable=not rank_reason,
                 keep_reason=keep_reason,
                 rank_reason=rank_reason,

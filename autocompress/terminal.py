@@ -249,9 +249,15 @@ def present_layers(layers: Sequence[LayerInfo], console: Terminal) -> None:
             ",".join(map(str, layer.weight_bits)),
         )
         for layer in layers
+        if layer.kind != "block"
     ]
     console.print(table(columns, rows, right=("channels", "MMACs")))
+    blocks = [layer.name for layer in layers if layer.droppable]
+    if blocks:
+        console.field("blocks", f"may be left out whole: {', '.join(blocks)}")
     for layer in layers:
+        if layer.kind == "block":
+            continue  # every module with parts is one; why one cannot be left out is said where a recipe asks for it
         reasons = dict.fromkeys(filter(None, (layer.keep_reason, layer.rank_reason, layer.bits_reason, layer.drop_reason)))
         if reasons:
             console.line(f"{layer.name}: {'; '.join(reasons)}")

@@ -17,7 +17,7 @@ import autocompress
 from autocompress.cli import app
 from autocompress.config import SearchConfig, Space, parse_budget
 from autocompress.errors import Diverged, InfeasibleRecipe, InvalidSpace, InvalidStudy
-from autocompress.recipe import Recipe
+from autocompress.recipe import Assistant, Recipe
 from autocompress.records import LayerInfo, Measurement, Target, TrialResult
 
 COMMANDS = ("search", "resume", "show", "export", "apply", "report", "list", "doctor")
@@ -593,6 +593,26 @@ def test_a_dry_run_shows_layers_size_of_the_space_and_time(job: FakeJob) -> None
 def test_a_dry_run_of_a_space_beyond_any_float_is_shown(job: FakeJob) -> None:
     job.answer = plan(7**5000)
     assert "about 10^4225 combinations" in call("search", "--dry-run").stdout
+
+
+def test_a_dry_run_names_the_blocks_that_may_be_left_out_and_lists_no_other_module(job: FakeJob) -> None:
+    facts = {"kind": "block", "macs": 0, "params": 0, "in_channels": 0, "out_channels": 0}
+    block = LayerInfo(name="block2", droppable=True, **facts)
+    module = LayerInfo(name="shell", drop_reason="nothing can pass it unchanged", **facts)
+    job.answer = plan(4)
+    job.answer.layers += (block, module)
+    shown = call("search", "--dry-run").stdout
+    assert ["blocks", "may be left out whole: block2"] in cells(shown)
+    assert "shell" not in shown
+
+
+def test_choices_that_are_part_of_a_recipe_are_written_as_json(job: FakeJob) -> None:
+    job.answer = plan(4)
+    job.answer.dimensions = [("distillation.assistant", (None, Assistant(keep=0.5, steps=20)))]
+    content = json.loads(call("search", "--dry-run", "--json").stdout)
+    nothing, assistant = content["dimensions"]["distillation.assistant"]
+    assert nothing is None
+    assert (assistant["keep"], assistant["steps"]) == (0.5, 20)
 
 
 def test_a_dry_run_with_json_ends_with_the_plan(job: FakeJob) -> None:

@@ -94,6 +94,13 @@ def test_bits_are_those_of_the_target_with_the_reason_for_the_others(sets: tuple
     assert all(layer.channel_multiple == ONNX.channel_multiple for layer in layers)
 
 
+def test_channels_read_by_a_grouped_convolution_are_offered_in_multiples_of_its_groups() -> None:
+    layers = {"a": conv(3, 48), "b": conv(48, 48, groups=3), "head": nn.Linear(48, 2)}
+    found = surveyed(Net(lambda m, x: m.head(F.relu(m.b(F.relu(m.a(x)))).mean((2, 3))), **layers), torch.zeros(IMAGE))
+    assert found["a"].group is not None
+    assert found["a"].channel_multiple == 3 * ONNX.channel_multiple
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_not_changed_and_keeps_its_mode(training: bool) -> None:
     model = residual(4).train(training)

@@ -40,21 +40,26 @@ class Residual(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """x (N, 1, 8, 8) -> logits (N, 10)."""
+    """x (N, 1, 8, 8) -> logits (N, 10); ``blocks`` residual blocks, one or two, at each of its two resolutions."""
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = WIDTH, blocks: int = 2) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.block1 = Residual(width, width, 1)
-        self.block2 = Residual(width, width, 1)
+        self.block2 = Residual(width, width, 1) if blocks > 1 else nn.Identity()
         self.block3 = Residual(width, 2 * width, 2)
-        self.block4 = Residual(2 * width, 2 * width, 1)
+        self.block4 = Residual(2 * width, 2 * width, 1) if blocks > 1 else nn.Identity()
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block4(self.block3(self.block2(self.block1(self.stem(x)))))
         out: Tensor = self.head(x.mean((2, 3)))
         return out
+
+
+def build_student(width: float, depth: float) -> DigitsNet:
+    """The same family, untrained: channels times ``width`` in multiples of 8, residual blocks times ``depth``, one or two of each."""
+    return DigitsNet(max(8, 8 * round(width * WIDTH / 8)), min(2, max(1, round(2 * depth))))
 
 
 def jitter(x: Tensor) -> Tensor:
@@ -89,6 +94,7 @@ def digits(cache: Path, progress: Progress) -> Task:
         search=Batches(*search, SEARCH, shuffle=False),
         holdout=Batches(*holdout, HOLDOUT, shuffle=False),
         calibration=Batches(*train, BATCH, shuffle=False),
+        build_student=build_student,
     )
 
 

@@ -11,7 +11,7 @@ from autocompress.progress import Progress
 from autocompress.runtimes import find_runtime
 from autocompress.survey import survey
 from autocompress.tasks import digits as room
-from autocompress.tasks.digits import DigitsNet, jitter, splits
+from autocompress.tasks.digits import DigitsNet, Residual, build_student, jitter, splits
 from autocompress.tasks.task import check, digest, find_task, gather, outputs_of, score, seeded
 
 
@@ -50,6 +50,14 @@ def test_the_network_is_heavy_enough_for_compression_to_show_and_most_of_it_may_
     total = sum(layer.macs for layer in layers)
     assert 10e6 <= total <= 30e6
     assert sum(layer.macs for layer in layers if layer.group is not None and 7 in layer.weight_bits) > 0.99 * total
+
+
+@pytest.mark.parametrize(("width", "depth", "channels", "blocks"), [(1, 1, 80, 4), (0.3, 1, 24, 4), (0.5, 0.5, 40, 2), (0.01, 0.1, 8, 2)])
+def test_a_student_is_of_the_same_family_at_another_width_and_depth(width: float, depth: float, channels: int, blocks: int) -> None:
+    student = build_student(width, depth).eval()
+    assert student.stem[0].out_channels == channels
+    assert sum(isinstance(module, Residual) for module in student.modules()) == blocks
+    assert student(splits()[0][0][:2]).shape == (2, 10)
 
 
 def test_jitter_moves_pixels_and_keeps_the_shape_by_seed() -> None:
