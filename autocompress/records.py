@@ -97,9 +97,103 @@ class Measurement(Frozen):
     size_bytes: int
     baseline_size_bytes: int
     deployed_bytes: int = 0
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    baseline_p90_ms: float | None = None
+    baseline_p99_ms: float | None = None
+    faster: float | None = Field(default=None, description="probability (0..1) that a block of calls is faster than the baseline's beside it")
+    busy: float | None = Field(default=None, description="cores that other processes kept busy meanwhile, on average")
+    batches: tuple["BatchTiming", ...] = Field(default=(), description="each batch size, where several were asked; speedup is their mean")
+    drop_low: float | None = Field(default=None, description="paired 95 % interval of drop: both models saw the same samples")
+    drop_high: float | None = None
+    checks: dict[str, float] = Field(default={}, description="numbers that a search may bound, by name: worst_class_drop, ...")
     agreement: float = Field(description="share of the first 512 samples whose top-1 equals that of the PyTorch model it was lowered from")
     max_difference: float = Field(description="largest absolute difference of any output from that PyTorch model, on the same samples")
     machine: str = Field(description="digest of the Machine")
+
+
+class BatchTiming(Frozen):
+    """One of several batch sizes; ``speedup`` of the Measurement is then the geometric mean of theirs."""
+
+    batch_size: int
+    latency_ms: float
+    baseline_latency_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    resolved: bool
+
+
+class Usage(Frozen):
+    """What a process of its own needs that only loads one artifact and runs it; None: not available here, and the reasons say why."""
+
+    load_ms: float
+    peak_bytes: int = Field(description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most")
+    mean_bytes: int = Field(description="the same on average over the calls")
+    reserved_bytes: int | None = Field(default=None, description="CUDA only: what the allocator holds; beyond peak_bytes it is fragmentation")
+    utilisation: float | None = Field(default=None, description="share (0..1) of the device, or of the threads asked for, that was busy")
+    energy_mj: float | None = Field(default=None, description="millijoules a call")
+    reasons: dict[str, str] = Field(default={}, description="field -> why it is None")
+
+
+class Throughput(Frozen):
+    """Samples a second at one batch size, of the artifact and of the baseline."""
+
+    batch_size: int
+    threads: int
+    samples_per_s: float
+    baseline_samples_per_s: float
+
+
+class Part(Frozen):
+    """The metric on a part of the samples, or on all of them under a shift of their inputs; before (baseline) and after."""
+
+    name: str
+    samples: int
+    score: float
+    baseline_score: float
+
+
+class Inspection(Frozen):
+    """More about one artifact than every trial is measured for; taken on the holdout split, beside its Measurement.
+
+    Indices are places in that split. A list is empty where the task's outputs do not allow it (classes, for a regression); ``notes`` say so.
+    """
+
+    split: Split = "holdout"
+    usage: Usage
+    baseline_usage: Usage
+    throughput: tuple[Throughput, ...] = ()
+    classes: tuple[Part, ...] = Field(default=(), description="a part a class, in the order of the classes")
+    hard: Part | None = Field(default=None, description="the tenth of the samples with the smallest margin of the baseline")
+    rare: Part | None = Field(default=None, description="samples of the rarest classes")
+    shifts: tuple[Part, ...] = Field(default=(), description="noise, blur, brightness, contrast, FGSM, each with its strength in the name")
+    broken: tuple[int, ...] = Field(default=(), description="right before, wrong now")
+    righted: tuple[int, ...] = Field(default=(), description="wrong before, right now")
+    calibration_error: float | None = Field(default=None, description="expected calibration error, 15 bins, in percent (Guo et al. 2017)")
+    baseline_calibration_error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Undone(Frozen):
+    """What one decision of a recipe bought: the recipe without it, measured."""
+
+    decision: str
+    layers: tuple[str, ...]
+    speedup: float = Field(description="of the recipe without this decision")
+    drop: float
+    bought_ms: float = Field(description="latency without it minus latency with it")
+    cost_points: float = Field(description="drop with it minus drop without it")
+    bought: bool = Field(description="false: the time without it is no longer, within the interval, so that it can go")
+
+
+class Attribution(Frozen):
+    """Each decision of one recipe undone in turn, and the recipe that is left when those that bought nothing are dropped."""
+
+    trial: int
+    decisions: tuple[Undone, ...]
+    simpler: Recipe | None = None
+    simpler_measurement: Measurement | None = None
 
 
 class Baseline(Frozen):

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy, UserError, explain
 from autocompress.recipe import Frozen, to_yaml
-from autocompress.records import Baseline, LayerInfo, Machine, Measurement, TrialResult
+from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, TrialResult
 
 Record = TypeVar("Record", bound=Frozen)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -60,6 +60,14 @@ class TrialPaths:
     @property
     def holdout(self) -> Path:
         return self.folder / "holdout.json"
+
+    @property
+    def inspection(self) -> Path:
+        return self.folder / "inspection.json"
+
+    @property
+    def attribution(self) -> Path:
+        return self.folder / "attribution.json"
 
     @property
     def log(self) -> Path:
@@ -136,6 +144,16 @@ class RunPaths:
         """Holdout measurements of the trials that have one, by trial number."""
         files = sorted((self.folder / "trials").glob("*/holdout.json"))
         return {int(file.parent.name): read_json(file, Measurement) for file in files}
+
+    def inspections(self) -> dict[int, Inspection]:
+        """What else was looked at of the trials on holdout, by trial number."""
+        files = sorted((self.folder / "trials").glob("*/inspection.json"))
+        return {int(file.parent.name): read_json(file, Inspection) for file in files}
+
+    def attributions(self) -> dict[int, Attribution]:
+        """What each decision bought, of the trials that `explain` was asked about."""
+        files = sorted((self.folder / "trials").glob("*/attribution.json"))
+        return {int(file.parent.name): read_json(file, Attribution) for file in files}
 
     def write_result(self, result: TrialResult) -> None:
         """recipe.yaml, then result.json, which is what makes the trial finished; both whole or absent."""
