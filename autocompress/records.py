@@ -101,7 +101,7 @@ class Measurement(Frozen):
     p99_ms: float | None = None
     baseline_p90_ms: float | None = None
     baseline_p99_ms: float | None = None
-    faster: float | None = Field(default=None, description="probability (0..1) that a block of calls is faster than the baseline's beside it")
+    faster: float | None = Field(default=None, description="probability (0..1) that a block of calls beats the baseline's beside it")
     busy: float | None = Field(default=None, description="cores that other processes kept busy meanwhile, on average")
     batches: tuple["BatchTiming", ...] = Field(default=(), description="each batch size, where several were asked; speedup is their mean")
     drop_low: float | None = Field(default=None, description="paired 95 % interval of drop: both models saw the same samples")
@@ -130,7 +130,7 @@ class Usage(Frozen):
     load_ms: float
     peak_bytes: int = Field(description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most")
     mean_bytes: int = Field(description="the same on average over the calls")
-    reserved_bytes: int | None = Field(default=None, description="CUDA only: what the allocator holds; beyond peak_bytes it is fragmentation")
+    reserved_bytes: int | None = Field(default=None, description="CUDA: what the allocator holds; beyond peak_bytes it is fragmentation")
     utilisation: float | None = Field(default=None, description="share (0..1) of the device, or of the threads asked for, that was busy")
     energy_mj: float | None = Field(default=None, description="millijoules a call")
     reasons: dict[str, str] = Field(default={}, description="field -> why it is None")
@@ -157,7 +157,7 @@ class Part(Frozen):
 class Inspection(Frozen):
     """More about one artifact than every trial is measured for; taken on the holdout split, beside its Measurement.
 
-    Indices are places in that split. A list is empty where the task's outputs do not allow it (classes, for a regression); ``notes`` say so.
+    Indices are places in that split. What the task's outputs do not allow (classes, for a regression) is empty; ``notes`` say so.
     """
 
     split: Split = "holdout"
