@@ -127,9 +127,11 @@ class BatchTiming(Frozen):
 class Usage(Frozen):
     """What a process of its own needs that only loads one artifact and runs it; None: not available here, and the reasons say why."""
 
-    load_ms: float
-    peak_bytes: int = Field(description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most")
-    mean_bytes: int = Field(description="the same on average over the calls")
+    load_ms: float | None = None
+    peak_bytes: int | None = Field(
+        default=None, description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most"
+    )
+    mean_bytes: int | None = Field(default=None, description="the same on average over the calls")
     reserved_bytes: int | None = Field(default=None, description="CUDA: what the allocator holds; beyond peak_bytes it is fragmentation")
     utilisation: float | None = Field(default=None, description="share (0..1) of the device, or of the threads asked for, that was busy")
     energy_mj: float | None = Field(default=None, description="millijoules a call")
