@@ -9,6 +9,7 @@ import numpy as np
 
 from autocompress.errors import UserError
 from autocompress.measure.alone import Since
+from autocompress.measure.batches import batch_of
 from autocompress.records import Throughput
 from autocompress.runtimes.runtime import Array, Deployed
 
@@ -75,12 +76,6 @@ def sweep_threads(
             break
         rows.append(_row((baseline.with_threads(count), candidate.with_threads(count)), inputs, count))
     return tuple(rows)
-
-
-def batch_of(inputs: Array, batch_size: int) -> Array:
-    """(batch_size, ...) of inputs (N, ...): real samples, repeated where there are too few."""
-    repeats = -(-batch_size // len(inputs))
-    return np.ascontiguousarray(np.concatenate([inputs] * repeats)[:batch_size])
 
 
 def has_stopped(rates: Sequence[float]) -> bool:
