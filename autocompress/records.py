@@ -177,6 +177,20 @@ class Throughput(Frozen):
     baseline_samples_per_s: float
 
 
+class EndToEnd(Frozen):
+    """Preprocessing, model and postprocessing of one batch together, paired as a Measurement's latency is, which is the model's alone."""
+
+    batch_size: int
+    latency_ms: float
+    baseline_latency_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    resolved: bool
+    preprocess_ms: float | None = Field(default=None, description="median alone; None: the task has none")
+    postprocess_ms: float | None = None
+
+
 class Part(Frozen):
     """The metric on a part of the samples, or on all of them under a shift of their inputs; before (baseline) and after."""
 
@@ -196,6 +210,7 @@ class Inspection(Frozen):
     usage: Usage
     baseline_usage: Usage
     throughput: tuple[Throughput, ...] = ()
+    end_to_end: EndToEnd | None = Field(default=None, description="None: the task has neither preprocess nor postprocess")
     classes: tuple[Part, ...] = Field(default=(), description="a part a class, in the order of the classes")
     hard: Part | None = Field(default=None, description="the tenth of the samples with the smallest margin of the baseline")
     rare: Part | None = Field(default=None, description="samples of the rarest classes")
