@@ -34,24 +34,28 @@ def sweep(baseline: Deployed, candidate: Deployed, inputs: Array, threads: int, 
     """Batch 1, 2, 4, ... of ``inputs`` (N, ...), repeated where there are too few, until both gain less than 5 % twice in a row.
 
     It stops before that where an allocator has no more memory, where the next batch might take half of what this machine has left, where
-    the next one would outlast ``most_seconds``, and at batch 4096. ``threads`` is what both were opened with. Samples a second are those of
-    the median call. An artifact with a fixed batch size is timed at that one, and ``stopped`` says so.
+    the next one would outlast ``most_seconds``, and at batch 4096. Both are opened with ``threads``. Samples a second are those of the
+    median block; whether a batch gains is asked of the fastest blocks, for other work on the machine makes a block slow and never fast.
+    An artifact with a fixed batch size is timed at that one, and ``stopped`` says so.
     """
     both, started, spent = (baseline.with_threads(threads), candidate.with_threads(threads)), time.monotonic(), 0.0
     rows: list[Throughput] = []
+    fastest: list[tuple[float, float]] = []
     fixed = baseline.only_batch or candidate.only_batch
     for batch_size in (fixed,) if fixed else _doubling():
         if time.monotonic() - started + spent > most_seconds and rows:
             return Sweep(tuple(rows), f"batch {batch_size} was not tried: {most_seconds:g} s are spent")
         began, memory = time.monotonic(), Since()
         try:
-            rows.append(_row(both, batch_of(inputs, batch_size), threads))
+            row, rates = _row(both, batch_of(inputs, batch_size), threads)
         except Exception as error:  # allocators have no class in common; what is no lack of memory goes through
             if not is_out_of_memory(error):
                 raise
             return Sweep(tuple(rows), f"batch {batch_size} ran out of memory")
+        rows.append(row)
+        fastest.append(rates)
         spent = 2 * (time.monotonic() - began)
-        if has_stopped([row.samples_per_s for row in rows]) and has_stopped([row.baseline_samples_per_s for row in rows]):
+        if all(has_stopped([rates[index] for rates in fastest]) for index in (0, 1)):
             return Sweep(tuple(rows), f"the last {TRIES} batches gained less than {100 * (GAIN - 1):.0f} %")
         if 2 * memory.peak() > _available_bytes() / 2:
             return Sweep(tuple(rows), f"batch {2 * batch_size} was not tried: it might not fit into memory")
@@ -74,7 +78,7 @@ def sweep_threads(
     for count in threads:
         if rows and time.monotonic() - started > most_seconds:
             break
-        rows.append(_row((baseline.with_threads(count), candidate.with_threads(count)), inputs, count))
+        rows.append(_row((baseline.with_threads(count), candidate.with_threads(count)), inputs, count)[0])
     return tuple(rows)
 
 
@@ -96,8 +100,10 @@ def _doubling() -> Iterator[int]:
         size *= 2
 
 
-def _row(both: tuple[Deployed, Deployed], batch: Array, threads: int) -> Throughput:
-    """Both in alternating blocks of about equal length, in random order, until SIZE_SECONDS are spent."""
+def _row(both: tuple[Deployed, Deployed], batch: Array, threads: int) -> tuple[Throughput, tuple[float, float]]:
+    """Both in alternating blocks of about equal length, in random order, until SIZE_SECONDS are spent; and samples a second of the
+    fastest block of each.
+    """
     calls = []
     for deployed in both:
         deployed.seconds(batch, 1)  # the first call at a size allocates for it
@@ -108,7 +114,8 @@ def _row(both: tuple[Deployed, Deployed], batch: Array, threads: int) -> Through
         for index in random.permutation(2):
             times[index].append(float(np.median(both[index].seconds(batch, calls[index]))))
     rates = [len(batch) / float(np.median(series)) for series in times]
-    return Throughput(batch_size=len(batch), threads=threads, samples_per_s=rates[1], baseline_samples_per_s=rates[0])
+    row = Throughput(batch_size=len(batch), threads=threads, samples_per_s=rates[1], baseline_samples_per_s=rates[0])
+    return row, (len(batch) / min(times[0]), len(batch) / min(times[1]))
 
 
 def _available_bytes() -> float:
