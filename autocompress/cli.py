@@ -143,12 +143,24 @@ def version(asked: bool) -> None:
         raise typer.Exit
 
 
+def batch_sizes(text: str) -> str:
+    """What was written, once it reads."""
+    from autocompress.config import parse_batch_sizes
+
+    try:
+        parse_batch_sizes(text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
+    return text
+
+
+BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study: a folder under --runs.")]
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
 TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")]
 RuntimeName = Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where recovery trains: cpu, cuda; auto takes CUDA when there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Batch size at which it must be fast.")]
+BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
@@ -179,7 +191,7 @@ def search(
     study: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the study; one is made up if not given.")] = None,
     runtime: RuntimeName = "auto",
     device: Device = "auto",
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = "1",
     threads: Threads = None,
     max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Points of the metric that may be lost.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
@@ -299,7 +311,7 @@ def replay(
     *,
     runtime: RuntimeName = "auto",
     device: Device = "auto",
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = "1",
     threads: Threads = None,
     runs: Runs = RUNS,
 ) -> None:

@@ -23,6 +23,7 @@ from autocompress.compress.distill import Lesson, Sample, Teacher, distillation_
 from autocompress.compress.quantize import fold_batch_norm
 from autocompress.errors import Diverged, InfeasibleRecipe
 from autocompress.measure.accuracy import agreement, predict
+from autocompress.measure.batches import batch_of, compare_batches
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
 from autocompress.measure.machine import this_machine
 from autocompress.progress import Progress
@@ -68,6 +69,11 @@ class Bench:
 
     @property
     def inputs(self) -> Array:
+        """The batch of the smallest size that is timed."""
+        return self.batches[0]
+
+    @property
+    def batches(self) -> tuple[Array, ...]:
         return timed_inputs(self.calibration, self.target)
 
 
@@ -88,11 +94,10 @@ class Gate:
         return ""
 
 
-def timed_inputs(inputs: Tensor, target: Target) -> Array:
-    """The batch that latency is timed on, (batch_size, ...): real samples, repeated where there are too few."""
-    repeats = -(-target.batch_size // len(inputs))
-    batch: Array = torch.cat([inputs] * repeats)[: target.batch_size].contiguous().numpy()
-    return batch
+def timed_inputs(inputs: Tensor, target: Target) -> tuple[Array, ...]:
+    """The batches that latency is timed on, (batch_size, ...) each: real samples, repeated where there are too few."""
+    samples: Array = inputs.numpy()
+    return tuple(batch_of(samples, size) for size in target.batch_sizes)
 
 
 def prepare(task: Task, target: Target, device: torch.device, folder: Path, progress: Progress) -> Bench:
@@ -107,7 +112,7 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         write_folder(folder, partial(_write_artifact, runtime, folded, inputs[:1]))
         deployed = runtime.open(folder, target.threads, folded)
         eager = deploy(EAGER, folded, inputs[:1], folder / "eager", target.threads)
-        timing = compare(eager, deployed, timed_inputs(inputs, target), SEARCH)
+        timing = compare(eager, deployed, timed_inputs(inputs, target)[0], SEARCH)
     accuracies = {name: score(task, predict(deployed, x), y) for name, (x, y) in splits.items()}
     baseline = Baseline(
         latency_ms=timing.latency_ms,
@@ -188,7 +193,7 @@ class _Trial:
             freeze_(settled)
             deployed = deploy(bench.runtime, settled, bench.example, draft, bench.target.threads)
         with self.stage("measure"):
-            timing = compare(bench.deployed, deployed, bench.inputs, GATE)
+            timing, _ = compare_batches(bench.deployed, deployed, bench.batches, GATE)
         shutil.rmtree(draft)
         self.gate_speedup = timing.speedup
         self.log.append(f"before recovery: {timing.speedup:.3f}x ({timing.low:.3f} to {timing.high:.3f})")
@@ -266,7 +271,7 @@ def materials(bench: Bench, recipe: Recipe) -> Materials:
 def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
     """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from."""
     inputs, targets = bench.splits[split]
-    timing = compare(bench.deployed, deployed, bench.inputs, effort)
+    timing, batches = compare_batches(bench.deployed, deployed, bench.batches, effort)
     outputs = predict(deployed, inputs)
     same, difference = agreement(outputs[:AGREEMENT_SAMPLES], outputs_of(model, inputs[:AGREEMENT_SAMPLES]))
     accuracy = score(bench.task, outputs, targets)
@@ -280,6 +285,7 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         speedup_high=timing.high,
         resolved=timing.resolved,
         blocks=timing.blocks,
+        batches=batches,
         accuracy=accuracy,
         baseline_accuracy=reference,
         drop=reference - accuracy,

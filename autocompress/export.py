@@ -18,7 +18,7 @@ README = """\
 # {title}
 
 Compressed by autocompress: {speedup:.2f}x ({low:.2f} to {high:.2f}) as fast as the same model in fp32
-in {runtime} at batch {batch}, {threads} thread(s); {metric} {accuracy:.2f} against {reference:.2f} on the {split} split.
+in {runtime} at batch {batch}{worst}, {threads} thread(s); {metric} {accuracy:.2f} against {reference:.2f} on the {split} split.
 All numbers: measured.json. What was done to each layer: recipe.yaml.
 
 {how}
@@ -78,7 +78,8 @@ def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline,
         low=measured.speedup_low,
         high=measured.speedup_high,
         runtime=result.target.runtime,
-        batch=result.target.batch_size,
+        batch=result.target.batches,
+        worst=f" (their mean; the worst is {measured.worst.speedup:.2f}x at batch {measured.worst.batch_size})" if measured.worst else "",
         threads=result.target.threads,
         metric=baseline.metric,
         accuracy=measured.accuracy,

@@ -18,7 +18,7 @@ import torch
 
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
-from autocompress.config import SearchConfig, Space, load_space, parse_budget, search_config
+from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
 from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
 from autocompress.export import export as export_trial
@@ -72,8 +72,8 @@ def search(
 ) -> Study:
     """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
 
-    ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size, threads, max_drop (points of the
-    metric), min_speedup (times), seed, storage (an Optuna storage URL); see SearchConfig and Target.
+    ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
+    max_drop (points of the metric), min_speedup (times), seed, storage (an Optuna storage URL); see SearchConfig and Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -200,7 +200,11 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
     return search_config(
-        {"runtime": runtime, "batch_size": settings.pop("batch_size", 1), "threads": settings.pop("threads", THREADS)},
+        {
+            "runtime": runtime,
+            "batch_sizes": parse_batch_sizes(settings.pop("batch_size", 1)),
+            "threads": settings.pop("threads", THREADS),
+        },
         study=study,
         task=task if isinstance(task, str) else IN_MEMORY,
         space=space if isinstance(space, Space) else load_space(space),
@@ -347,8 +351,9 @@ def _in_words(result: TrialResult) -> str:
     if result.measurement is None:
         return f"trial {result.number} ({result.source}): {result.outcome}: {result.message}"
     one = result.measurement
+    worst = f", {one.worst.speedup:.2f}x at batch {one.worst.batch_size}" if one.worst else ""
     return (
-        f"trial {result.number} ({result.source}): {one.speedup:.2f}x ({one.speedup_low:.2f} to {one.speedup_high:.2f}), "
+        f"trial {result.number} ({result.source}): {one.speedup:.2f}x ({one.speedup_low:.2f} to {one.speedup_high:.2f}){worst}, "
         f"drop {one.drop:.2f}, {one.size_bytes / 1000:.0f} kB, {sum(result.seconds.values()):.1f} s"
     )
 

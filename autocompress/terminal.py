@@ -59,6 +59,18 @@ def interval(row: Row | None) -> str:
     return f"{row['speedup']:.2f}x ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
 
 
+def at_batch(row: Row) -> str:
+    """``2.10x (2.00-2.20) at batch 8``: the speed at one batch size."""
+    return f"{interval(row)} at batch {row['batch_size']}"
+
+
+def present_batches(row: Row, console: "Terminal") -> None:
+    """Where several batch sizes were asked, the speed at each, the worst marked."""
+    for index, one in enumerate(row.get("batches") or ()):
+        worst = one["batch_size"] == row["worst"]["batch_size"]
+        console.field("" if index else "by batch", at_batch(one) + (", the worst" if worst else ""), "yellow" if worst else None)
+
+
 def points(drop: float | None) -> str:
     return UNKNOWN if drop is None else f"{drop:z.2f}"
 
@@ -157,19 +169,21 @@ def present_baseline(summary: Row, console: Terminal) -> None:
     score = f"{metric} {percent(baseline.get('accuracy'))} (holdout {percent(baseline.get('holdout_accuracy'))})"
     console.field("baseline", f"{score}, {size(baseline.get('size_bytes'))}")
     runtime = target_words(summary).split()[0]
-    eager = f"{milliseconds(baseline.get('eager_latency_ms'))} in eager PyTorch"
+    eager = f"{milliseconds(baseline.get('eager_latency_ms'))} in eager PyTorch{smallest_batch(summary.get('target'))}"
     console.field("", f"{milliseconds(baseline.get('latency_ms'))} in {runtime}, {eager}")
 
 
 def present_front(summary: Row, console: Terminal) -> None:
     """The Pareto table; the best recipe carries a star."""
     best = (summary["best"] or {}).get("trial")
-    columns = ("trial", "speed", "drop", "size", "holdout\nspeed", "holdout\ndrop")
+    several = any(row.get("worst") for row in summary["front"])
+    columns = ("trial", "speed", *(("worst",) if several else ()), "drop", "size", "holdout\nspeed", "holdout\ndrop")
     rows = []
     for row in summary["front"]:
         holdout = row.get("holdout") or {}
         trial = f"{row['trial']} {'*' if row['trial'] == best else ' '}"
-        searched = (trial, interval(row), points(row["drop"]), size(row["size_bytes"]))
+        worst = (f"{times(row['worst']['speedup'])} at {row['worst']['batch_size']}",) if several else ()
+        searched = (trial, interval(row), *worst, points(row["drop"]), size(row["size_bytes"]))
         rows.append((*searched, interval(holdout), points(holdout.get("drop"))))
     console.line()
     recipes = "1 recipe" if len(rows) == 1 else f"{len(rows)} recipes"
@@ -177,11 +191,15 @@ def present_front(summary: Row, console: Terminal) -> None:
     console.print(table(columns, rows, right=columns))
     console.line("Speed, with its 95 % interval: against the same model in fp32 in", "dim")
     console.line(f"{target_words(summary)}. Drop: in percentage points.", "dim")
+    if several:
+        console.line("It is the geometric mean over the batch sizes; worst: the lowest of them,", "dim")
+        console.line("and at which.", "dim")
 
 
 def present_best(best: Row, words: Sequence[str], console: Terminal) -> None:
     """The best recipe in words, and loudly what holdout says of it."""
     console.field("best *", f"trial {best['trial']}: {numbers(best)}", "bold green")
+    present_batches(best, console)
     for line in words:
         console.field("", line)
     if best.get("confirmed") is None or not best.get("holdout"):
@@ -202,6 +220,7 @@ def present_nearest(summary: Row, words: Sequence[str], console: Terminal) -> No
         console.field("nearest", "none: no trial was measured")
         return
     console.field("nearest", f"trial {nearest['trial']}: {numbers(nearest)}", "bold yellow")
+    present_batches(nearest, console)
     for line in words:
         console.field("", line)
     console.field("", "the nearest to the bounds, but it misses at least one", "bold yellow")
@@ -223,11 +242,20 @@ def target_words(summary: Row) -> str:
     return str(Target.model_validate(target)) if isinstance(target, Mapping) else str(target or UNKNOWN)
 
 
+def smallest_batch(target: Any) -> str:
+    """`` at batch 1``: what a latency in milliseconds is that of, where there are several."""
+    wanted = Target.model_validate(target) if isinstance(target, Mapping) else target
+    return f" at batch {wanted.batch_size}" if isinstance(wanted, Target) and len(wanted.batch_sizes) > 1 else ""
+
+
 def present_measurement(measured: Measurement, target: Target, console: Terminal) -> None:
     """One recipe, measured on its own."""
     console.field("speed", f"{interval(measured.model_dump())} against the same model in fp32 in", "bold")
     console.field("", target)
-    console.field("latency", f"{milliseconds(measured.latency_ms)}, was {milliseconds(measured.baseline_latency_ms)}")
+    if measured.worst:
+        present_batches(measured.model_dump() | {"worst": measured.worst.model_dump()}, console)
+    was = f"was {milliseconds(measured.baseline_latency_ms)}{smallest_batch(target)}"
+    console.field("latency", f"{milliseconds(measured.latency_ms)}, {was}")
     console.field("accuracy", f"{percent(measured.accuracy)}, was {percent(measured.baseline_accuracy)}")
     console.field("", f"drop {points(measured.drop)} points on {measured.samples} samples of the {measured.split} split")
     console.field("size", f"{size(measured.size_bytes)}, was {size(measured.baseline_size_bytes)}")

@@ -46,7 +46,10 @@ def summary(**changes: Any) -> dict[str, Any]:
     baseline = {"latency_ms": 1.8412, "eager_latency_ms": 4.209, "accuracy": 98.61, "holdout_accuracy": 98.89}
     baseline |= {"size_bytes": 1_174_073, "macs": 20_000_000, "params": 300_000, "metric": "accuracy"}
     content = {"study": "digits-2", "state": "finished", "finished": 50, "budget": 50, "budget_seconds": None, "stopped": None}
-    content |= {"outcomes": {"measured": 41, "gated": 7, "out_of_memory": 2, "died": 0}, "target": Target(threads=2).model_dump()}
+    content |= {
+        "outcomes": {"measured": 41, "gated": 7, "out_of_memory": 2, "died": 0},
+        "target": Target(threads=2).model_dump(mode="json"),
+    }
     content |= {"max_drop": 3.0, "min_speedup": 2.0, "baseline": baseline, "front": front, "hypervolume": 1.5}
     return content | {"best": front[1] | {"confirmed": True}, "nearest": front[1], **changes}
 
@@ -178,7 +181,7 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
         "study": None,
         "runtime": "auto",
         "device": "auto",
-        "batch_size": 1,
+        "batch_size": "1",
         "threads": None,
         "max_drop": 3.0,
         "min_speedup": 2.0,
@@ -200,7 +203,7 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
         "study": "n",
         "runtime": "eager",
         "device": "cpu",
-        "batch_size": 4,
+        "batch_size": "4",
         "threads": 2,
         "max_drop": 1.0,
         "min_speedup": 4.0,
@@ -276,6 +279,7 @@ def test_what_the_user_got_wrong_is_told_in_one_line_with_exit_code_2(command: s
     "command",
     [
         "search --batch-size 0",
+        "search --batch-size 1,x",
         "search --threads 0",
         "search --max-drop -1",
         "search --seed x",
@@ -391,9 +395,7 @@ def test_sigterm_is_treated_like_ctrl_c(sent: signal.Signals, code: int) -> None
     assert err == "interrupted: 7 trials finished, kept; go on with: autocompress resume digits-2\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("show", "digits-2"), ("show", "digits-2", "--json"), ("show", "digits-2", "--csv")], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [("show", "digits-2"), ("show", "digits-2", "--json"), ("show", "digits-2", "--csv")], ids=" ".join)
 def test_a_reader_that_went_away_is_no_traceback(arguments: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does once it has seen enough, but with no race
@@ -453,6 +455,31 @@ def test_the_speeds_name_their_reference_and_batch_size(job: FakeJob) -> None:
     assert "in fp32 in\neager on cpu, batch 32, 1 thread." in shown_by(job, target=str(target))
 
 
+BATCHES: list[dict[str, Any]] = [
+    {"batch_size": 1, "speedup": 6.0, "speedup_low": 5.9, "speedup_high": 6.1},
+    {"batch_size": 8, "speedup": 2.829, "speedup_low": 2.7, "speedup_high": 2.9},
+]
+
+
+def test_over_several_batch_sizes_the_worst_is_named_in_the_front_and_each_beside_the_best(job: FakeJob) -> None:
+    several = [one | {"batches": BATCHES, "worst": BATCHES[1]} for one in summary()["front"]]
+    target = Target(batch_sizes=(8, 1), threads=2).model_dump(mode="json")
+    text = shown_by(job, front=several, best=several[1] | {"confirmed": True}, target=target)
+    assert "target    onnxruntime on cpu, batch 1 and 8, 2 threads\n" in text
+    assert "1.84 ms in onnxruntime, 4.21 ms in eager PyTorch at batch 1\n" in text
+    assert ["37 *", "4.12x (3.92-4.32)", "2.83x at 8", "0.56", "61.4 kB", "4.07x (3.97-4.17)", "0.84"] in cells(text)
+    assert "geometric mean over the batch sizes; worst: the lowest of them" in text
+    assert "by batch  6.00x (5.90-6.10) at batch 1\n          2.83x (2.70-2.90) at batch 8, the worst\n" in text
+    nothing = shown_by(job, best=None, nearest=several[2], front=several, target=target)
+    assert "by batch  6.00x (5.90-6.10) at batch 1\n" in nothing
+
+
+def test_over_one_batch_size_nothing_is_said_of_a_worst(job: FakeJob) -> None:
+    text = shown_by(job)
+    assert "worst" not in text
+    assert "by batch" not in text
+
+
 def test_a_front_without_holdout_shows_that_it_is_missing(job: FakeJob) -> None:
     front = [row(3, 2.5, -0.004, holdout=False)]
     text = shown_by(job, front=front, best=front[0] | {"confirmed": None})
@@ -499,9 +526,7 @@ def test_outcomes_files_and_next_commands_are_shown(job: FakeJob) -> None:
 
 def test_a_budget_of_time_and_why_the_search_ended_are_shown(job: FakeJob) -> None:
     text = shown_by(job, budget=None, budget_seconds=1200.0, finished=33, stopped="twenty duplicate proposals in a row")
-    assert text.startswith(
-        "study     digits-2: finished, 33 trials, budget 20 minutes\n          twenty duplicate proposals in a row\n"
-    )
+    assert text.startswith("study     digits-2: finished, 33 trials, budget 20 minutes\n          twenty duplicate proposals in a row\n")
 
 
 def test_a_search_shows_what_show_shows_on_stdout(job: FakeJob) -> None:
@@ -569,9 +594,7 @@ def plan(size: int) -> SimpleNamespace:
             group="g0",
             weight_bits=(7, 32),
         ),
-        LayerInfo(
-            name="[head]", kind="linear", macs=640, params=650, in_channels=64, out_channels=10, keep_reason="width of the output"
-        ),
+        LayerInfo(name="[head]", kind="linear", macs=640, params=650, in_channels=64, out_channels=10, keep_reason="width of the output"),
     )
     dimensions = [("keep.stem", (0.5, 1.0)), ("weight_bits.stem", (7, 32))]
     return SimpleNamespace(layers=layers, dimensions=dimensions, size=size, seconds_estimate=245.0, config=config)
@@ -669,18 +692,28 @@ def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob) -> Non
         "out": Path("o"),
         "runtime": "auto",
         "device": "auto",
-        "batch_size": 4,
+        "batch_size": "4",
         "threads": 2,
         "runs": Path("runs"),
     }
     assert result.exit_code == 0
     assert (
-        "speed     4.09x (3.90-4.31) against the same model in fp32 in\n          onnxruntime on cpu, batch 1, 2 threads\n"
-        in result.stdout
+        "speed     4.09x (3.90-4.31) against the same model in fp32 in\n          onnxruntime on cpu, batch 1, 2 threads\n" in result.stdout
     )
     assert "accuracy  98.05 %, was 98.61 %\n          drop 0.56 points on 360 samples of the search split\n" in result.stdout
     assert "size      61.4 kB, was 1.17 MB" in result.stdout
     assert "on 99.72 % of the samples" in result.stdout
+
+
+def test_apply_over_several_batch_sizes_shows_each_and_the_worst(job: FakeJob) -> None:
+    timings = [one | {"latency_ms": 0.3, "baseline_latency_ms": 1.8, "resolved": True} for one in BATCHES]
+    measured = Measurement.model_validate(MEASURED.model_dump() | {"batches": timings})
+    job.answer = result_of(measured).model_copy(update={"target": Target(batch_sizes=(1, 8))})
+    result = call("apply", "r.yaml", "--task", "digits", "--out", "o", "--batch-size", "8,1")
+    assert job.asked["batch_size"] == "8,1"
+    assert "onnxruntime on cpu, batch 1 and 8, 1 thread\nby batch  6.00x (5.90-6.10) at batch 1\n" in result.stdout
+    assert "          2.83x (2.70-2.90) at batch 8, the worst\n" in result.stdout
+    assert "latency   0.45 ms, was 1.84 ms at batch 1\n" in result.stdout
 
 
 @pytest.mark.parametrize(

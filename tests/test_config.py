@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autocompress.config import BitChoices, Budget, Rule, SearchConfig, Shares, Space, load_space, parse_budget
+from autocompress.config import BitChoices, Budget, Rule, SearchConfig, Shares, Space, load_space, parse_batch_sizes, parse_budget
 from autocompress.errors import InvalidSpace
 from autocompress.records import Target
 
@@ -78,9 +78,7 @@ def test_every_wrong_field_gets_its_own_line(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, "keeep: 1\nrecovery: {steps: -1}").splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "what"), [("keep: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "must be a mapping")]
-)
+@pytest.mark.parametrize(("text", "what"), [("keep: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "must be a mapping")])
 def test_a_file_that_is_no_space_is_refused_in_one_line(tmp_path: Path, text: str, what: str) -> None:
     message = refusal(tmp_path, text)
     assert what in message
@@ -113,3 +111,15 @@ def test_a_configuration_is_frozen_and_survives_json() -> None:
     assert SearchConfig.model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("text", "sizes"), [(8, (8,)), ("8", (8,)), ("1,8,32", (1, 8, 32)), (" 8, 1 ,8", (1, 8)), ((32, 1), (1, 32))])
+def test_one_batch_size_or_several_are_read(text: str | int | tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    assert parse_batch_sizes(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["0", 0, "", "1,", "1,0", "a", "1.5", "-1", "1;8", (), (1, 0)])
+def test_any_other_batch_size_is_refused_with_its_value_and_what_would_do(text: str | int | tuple[int, ...]) -> None:
+    with pytest.raises(InvalidSpace, match=r"--batch-size: must be a whole number of at least 1, or several with commas") as caught:
+        parse_batch_sizes(text)
+    assert repr(text) in str(caught.value)

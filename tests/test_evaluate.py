@@ -21,6 +21,7 @@ from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
 from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
 from autocompress.records import Target
+from autocompress.runtimes.runtime import Deployed
 from autocompress.tasks.task import Task, score, with_holdout
 
 ROOM, LINE = import_module("autocompress.evaluate"), import_module("autocompress.compress.build")
@@ -335,6 +336,64 @@ def test_the_model_of_the_task_is_left_alone(tmp_path: Path) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in task.model.parameters())
 
 
+# ---- several batch sizes --------------------------------------------------------------------------------------------
+
+
+class Slowed(Deployed):
+    """Runs what it is given; says that a call takes ``first`` seconds and ``each`` more a sample."""
+
+    def __init__(self, deployed: Deployed, first: float, each: float) -> None:
+        super().__init__(deployed.folder)
+        self.deployed, self.first, self.each = deployed, first, each
+
+    @property
+    def size_bytes(self) -> int:
+        return self.deployed.size_bytes
+
+    def run(self, inputs: Any) -> Any:
+        return self.deployed.run(inputs)
+
+    def seconds(self, inputs: Any, calls: int) -> list[float]:
+        return [self.first + self.each * len(inputs)] * calls
+
+
+def over_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The baseline takes 8 ms a sample; candidates 8 ms a call and 1 ms a sample: 8/9 at batch 1, 4 at batch 8."""
+    opened = type(bench.runtime).open
+    monkeypatch.setattr(type(bench.runtime), "open", lambda *arguments: Slowed(opened(*arguments), 0.008, 0.001))
+    return replace(bench, target=Target(runtime="fake", batch_sizes=(8, 1)), deployed=Slowed(bench.deployed, 0.0, 0.008))
+
+
+def test_over_several_batch_sizes_the_speed_is_the_geometric_mean_and_each_is_told(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = over_batches(bench, monkeypatch)
+    measured = evaluate(recipe(0.5), several, Gate(), tmp_path).measurement
+    assert measured is not None
+    assert [(one.batch_size, one.speedup) for one in measured.batches] == [(1, pytest.approx(8 / 9)), (8, pytest.approx(4.0))]
+    assert measured.speedup == pytest.approx((8 / 9 * 4) ** 0.5)
+    assert measured.worst == measured.batches[0]
+    assert (measured.latency_ms, measured.baseline_latency_ms) == (pytest.approx(9.0), pytest.approx(8.0))
+    held = confirm(recipe(0.5), several, tmp_path / "artifact")
+    assert [one.speedup for one in held.batches] == pytest.approx([8 / 9, 4.0])
+
+
+@pytest.mark.parametrize(("least", "outcome"), [(1.5, "measured"), (2.0, "gated")])
+def test_the_gate_asks_for_the_mean_over_the_batch_sizes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, outcome: str
+) -> None:
+    result = evaluate(recipe(0.5), over_batches(bench, monkeypatch), Gate(min_speedup=least), tmp_path)
+    assert result.outcome == outcome
+    assert result.gate_speedup == pytest.approx((8 / 9 * 4) ** 0.5)
+
+
+def test_over_one_batch_size_there_is_no_list_of_them(bench: Bench, tmp_path: Path) -> None:
+    measured = evaluate(recipe(0.5), bench, Gate(), tmp_path).measurement
+    assert measured is not None
+    assert measured.batches == ()
+    assert measured.worst is None
+
+
 # ---- the bench ------------------------------------------------------------------------------------------------------
 
 
@@ -354,9 +413,14 @@ def test_the_baseline_is_the_given_model_in_the_runtime_of_the_target(real: Benc
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_latency_is_timed_on_real_samples_of_the_asked_batch_size(size: int) -> None:
     x = toy_task.data()[0][0][:300]
-    batch = timed_inputs(x, Target(batch_size=size))
+    (batch,) = timed_inputs(x, Target(batch_size=size))
     assert batch.shape == (size, 1, 8, 8)
     assert np.array_equal(batch[:300], x[:size].numpy()[:300])
+
+
+def test_every_batch_size_that_was_asked_is_timed() -> None:
+    x = toy_task.data()[0][0][:30]
+    assert [len(batch) for batch in timed_inputs(x, Target(batch_sizes=(32, 1, 8)))] == [1, 8, 32]
 
 
 @pytest.fixture(autouse=True)

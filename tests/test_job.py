@@ -27,7 +27,7 @@ SPACE = Space(
 KEYS = (
     "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup baseline front best nearest hypervolume"
 )
-ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes holdout"
+ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes holdout batches worst"
 HELD = "speedup speedup_low speedup_high drop"
 BASELINE = "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric target task_digest machine"
 

@@ -63,7 +63,7 @@ def interval(row: Row | None) -> str:
 
 def where(target: Target) -> str:
     threads = "1 thread" if target.threads == 1 else f"{target.threads} threads"
-    return f"{target.runtime} on {target.device} at batch {target.batch_size}, {threads}"
+    return f"{target.runtime} on {target.device} at batch {target.batches}, {threads}"
 
 
 def reference(facts: Facts) -> str:

@@ -103,10 +103,16 @@ def comparison(facts: Facts) -> str:
     base, chosen = facts.baseline, facts.chosen or {}
     holdout, measured = chosen.get("holdout") or {}, facts.holdouts.get(chosen.get("trial", -1))
     name = f"{'best' if facts.summary.get('best') else 'nearest'}, trial {chosen['trial']}" if chosen else "none"
+    at = f" at batch {base.target.batch_size}" if len(base.target.batch_sizes) > 1 else ""
+    batches, worst = chosen.get("batches") or [], chosen.get("worst") or {}
     rows = [
-        ("Latency", number(base.latency_ms, 3, " ms"), number(chosen.get("latency_ms"), 3, " ms")),
-        ("Latency in eager PyTorch", number(base.eager_latency_ms, 3, " ms"), UNKNOWN),
+        (f"Latency{at}", number(base.latency_ms, 3, " ms"), number(chosen.get("latency_ms"), 3, " ms")),
+        (f"Latency in eager PyTorch{at}", number(base.eager_latency_ms, 3, " ms"), UNKNOWN),
         ("Speedup, search split", "1x", interval(chosen)),
+        *(
+            (f"at batch {one['batch_size']}{', the worst' if one['batch_size'] == worst.get('batch_size') else ''}", "1x", interval(one))
+            for one in batches
+        ),
         ("Speedup, holdout split", "1x", interval(holdout)),
         ("Size on disk", size(base.size_bytes), size(chosen.get("size_bytes"))),
         (f"{base.metric}, search split", number(base.accuracy, 2), number(chosen.get("accuracy"), 2)),

@@ -38,6 +38,9 @@ class EagerDeployed(Deployed):
     def size_bytes(self) -> int:
         return weights_bytes(self.folder)
 
+    def with_threads(self, threads: int) -> "EagerDeployed":
+        return type(self)(self.folder, threads, self.model)
+
     def run(self, inputs: Array) -> Array:
         with torch.no_grad():
             outputs: Array = self.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()

@@ -54,6 +54,15 @@ class Deployed:
         """The same artifact loaded once more, as a next process would; itself where loading means nothing."""
         return self
 
+    def with_threads(self, threads: int) -> "Deployed":
+        """The same artifact loaded once more, to run on ``threads`` threads."""
+        raise NotImplementedError
+
+    @property
+    def only_batch(self) -> int | None:
+        """The batch size that the files fix; None where any goes."""
+        return None
+
     def seconds(self, inputs: Array, calls: int) -> list[float]:
         """Wall-clock seconds of each of ``calls`` calls one after the other."""
         times = []

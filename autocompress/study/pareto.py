@@ -142,14 +142,18 @@ def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
 
 
 def row(result: TrialResult, holdout: Measurement | None) -> dict[str, Any]:
-    """One line of the front: numbers of the search split, and those of the holdout split where it was measured."""
+    """One line of the front: numbers of the search split, and those of the holdout split where it was measured.
+
+    ``batches`` are empty and ``worst`` is None where one batch size was asked.
+    """
     point = result.measurement
     if point is None:
         raise InvalidStudy(f"trial {result.number} has no measurement, it ended as {result.outcome}.")
     shown = {"speedup", "speedup_low", "speedup_high", "drop"}
     return {
         "trial": result.number,
-        **point.model_dump(mode="json", include=shown | {"size_bytes", "latency_ms", "accuracy"}),
+        **point.model_dump(mode="json", include=shown | {"size_bytes", "latency_ms", "accuracy", "batches"}),
+        "worst": point.worst.model_dump(mode="json") if point.worst else None,
         "holdout": holdout.model_dump(mode="json", include=shown) if holdout is not None else None,
     }
 

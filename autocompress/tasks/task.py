@@ -7,10 +7,11 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,10 @@ class Task:
     (N, ...), it is what they read in place of the inputs. ``distillation_loss(student's outputs, teachers' outputs, temperature)``:
     for outputs that are no class logits (N, classes, ...). ``training_step(model, inputs, targets, teachers' outputs or None) -> loss``
     stands in for ``loss`` and ``distillation_loss`` together; ``loss`` is still what importances are derived from.
+
+    Around the model, for times from end to end; nothing is scored with them. ``preprocess(samples)``: a list of samples as they arrive
+    (of ``raw``, a sequence of some of them: bytes, images, texts) -> the model's inputs (N, ...). ``postprocess(outputs)``: the model's
+    outputs (N, ...) -> the answer, whatever that is.
     """
 
     name: str
@@ -75,6 +80,9 @@ class Task:
     teachers: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
     distillation_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
     training_step: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    raw: Sequence[Any] | None = None
+    preprocess: Callable[[Sequence[Any]], Tensor] | None = None
+    postprocess: Callable[[Tensor], object] | None = None
 
 
 def find_task(name: str, cache: Path, progress: Progress) -> Task:
@@ -228,6 +236,7 @@ def check(task: Task) -> None:
         raise InvalidTask("task: the model's outputs are not finite on its own example; are its weights loaded?")
     _check_loss("loss", lambda: task.loss(outputs, y), f"outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}")
     _check_teaching(task, x, outputs)
+    _check_around(task, x, outputs)
 
 
 def _check_loss(name: str, take: Callable[[], Tensor], what: str) -> None:
@@ -266,6 +275,31 @@ def _check_teaching(task: Task, x: Tensor, outputs: Tensor) -> None:
         except Exception as error:  # whatever a user's function raises
             raise InvalidTask(f"task: build_student(1.0, 1.0) failed: {one_line(error)}") from error
         _check_outputs("build_student(1.0, 1.0)", student, x, outputs.shape)
+
+
+def _check_around(task: Task, x: Tensor, outputs: Tensor) -> None:
+    """``preprocess`` makes of raw samples what the model reads, inputs like x (2, ...), and ``postprocess`` takes its outputs."""
+    if (task.preprocess is None) != (task.raw is None):
+        raise InvalidTask("task: preprocess and raw need each other: raw holds the samples, as they arrive, that preprocess is timed on")
+    if task.preprocess is not None and task.raw is not None:
+        if not len(task.raw):
+            raise InvalidTask("task: raw: no sample; preprocess is timed on samples as they arrive, give one at least")
+        samples = [task.raw[index] for index in range(min(len(task.raw), 2))]
+        try:
+            with seeded(0):
+                inputs = task.preprocess(samples)
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidTask(f"task: preprocess failed on {len(samples)} samples of raw: {one_line(error)}") from error
+        wanted = (len(samples), *x.shape[1:])
+        if not isinstance(inputs, Tensor) or inputs.dtype != x.dtype or tuple(inputs.shape) != wanted:
+            got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise InvalidTask(f"task: preprocess must give the model's inputs, {x.dtype} {wanted} for {len(samples)} samples, got {got}")
+    if task.postprocess is not None:
+        try:
+            with seeded(0):
+                task.postprocess(outputs)
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidTask(f"task: postprocess failed on outputs {tuple(outputs.shape)}: {one_line(error)}") from error
 
 
 def _check_outputs(what: str, model: object, inputs: Tensor, shape: torch.Size | None) -> None:

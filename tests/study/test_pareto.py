@@ -13,7 +13,7 @@ from autocompress.config import Budget, SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import LayerPlan, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, Target, TrialResult
-from autocompress.study.pareto import Bounds, best, confirmed, describe, front, hypervolume, knee, nearest, pick, summary
+from autocompress.study.pareto import Bounds, best, confirmed, describe, front, hypervolume, knee, nearest, pick, row, summary
 
 MakeTrial = Callable[..., TrialResult]
 MakeMeasurement = Callable[..., Measurement]
@@ -157,6 +157,7 @@ def test_the_summary_keeps_its_contract(
     assert told["outcomes"] == {"measured": 2, "diverged": 1, "gated": 1}
     assert told["baseline"]["latency_ms"] == 1.0
     columns = ["trial", "speedup", "speedup_low", "speedup_high", "drop", "size_bytes", "latency_ms", "accuracy", "holdout"]
+    columns += ["batches", "worst"]
     assert [sorted(row) for row in told["front"]] == [sorted(columns)] * 2
     assert told["front"][0]["holdout"] == {"speedup": 3.9, "speedup_low": 3.9 * 0.98, "speedup_high": 3.9 * 1.02, "drop": 1.2}
     assert told["front"][1]["holdout"] is None
@@ -164,6 +165,17 @@ def test_the_summary_keeps_its_contract(
     assert told["nearest"] is None
     assert math.isclose(told["hypervolume"], 1 * 3 + 2 * 2)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_a_row_over_several_batch_sizes_has_each_and_the_worst(make_trial: MakeTrial) -> None:
+    one = make_trial(0, 4.0, 1.0)
+    timing = {"latency_ms": 1.0, "baseline_latency_ms": 4.0, "speedup_low": 1.0, "speedup_high": 9.0, "resolved": True}
+    batches = [{"batch_size": size, "speedup": speedup, **timing} for size, speedup in ((1, 5.0), (8, 2.0), (32, 6.4))]
+    several = Measurement.model_validate(point_of(one).model_dump() | {"batches": batches})
+    told = row(one.model_copy(update={"measurement": several}), None)
+    assert [(part["batch_size"], part["speedup"]) for part in told["batches"]] == [(1, 5.0), (8, 2.0), (32, 6.4)]
+    assert told["worst"] == told["batches"][1]
+    assert (row(one, None)["batches"], row(one, None)["worst"]) == ([], None)
 
 
 def test_the_summary_of_a_study_without_trials_has_nulls_and_no_infinities(make_config: Callable[..., SearchConfig]) -> None:

@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -393,6 +393,44 @@ BESIDE = {
         "has no gradient; do not detach",
     ),
 }
+
+
+AROUND: dict[str, tuple[dict[str, object], str]] = {
+    "preprocess without samples": ({"preprocess": torch.stack}, "preprocess and raw need each other"),
+    "samples without preprocess": ({"raw": [1]}, "preprocess and raw need each other"),
+    "no sample": ({"raw": [], "preprocess": torch.stack}, "raw: no sample; .* give one at least"),
+    "a preprocess that fails": ({"raw": [1, 2, 3], "preprocess": torch.stack}, "preprocess failed on 2 samples of raw: TypeError"),
+    "inputs of another shape": (
+        {"raw": [torch.zeros(8, 8)], "preprocess": torch.stack},
+        r"must give the model's inputs, torch\.float32 \(1, 1, 8, 8\) for 1 samples, got torch\.float32 \(1, 8, 8\)",
+    ),
+    "inputs of another type": (
+        {"raw": [torch.zeros(1, 8, 8, dtype=torch.uint8)], "preprocess": torch.stack},
+        r"must give the model's inputs, .*, got torch\.uint8 \(1, 1, 8, 8\)",
+    ),
+    "no tensor": ({"raw": [1, 2], "preprocess": list}, "must give the model's inputs, .*, got list"),
+    "a postprocess that fails": ({"postprocess": lambda outputs: outputs[5]}, r"postprocess failed on outputs \(2, 10\): IndexError"),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_is_wrong_around_the_model_is_told_in_one_line(case: str) -> None:
+    fields, said = AROUND[case]
+    with pytest.raises(InvalidTask, match=said) as caught:
+        check(plus(**fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_with_what_goes_around_its_model_passes_and_its_draws_leave_no_trace() -> None:
+    def preprocess(samples: Sequence[Tensor]) -> Tensor:
+        torch.rand(1)
+        return torch.stack(list(samples)).float() / 8 - 1
+
+    raw = [torch.zeros(1, 8, 8, dtype=torch.uint8)] * 3
+    task = plus(raw=raw, preprocess=preprocess, postprocess=lambda outputs: outputs.argmax(1))
+    drawn = states()
+    check(task)
+    assert states() == drawn
 
 
 @pytest.mark.parametrize("case", BESIDE)
