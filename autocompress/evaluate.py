@@ -26,6 +26,7 @@ from autocompress.measure.accuracy import agreement, predict
 from autocompress.measure.batches import batch_of, compare_batches
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
 from autocompress.measure.machine import this_machine
+from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
 from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
@@ -145,17 +146,12 @@ def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialRes
         return trial.end("infeasible", message=str(error))
     except Diverged as error:
         return trial.end("diverged", message=str(error))
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # allocators have no class in common; what is no lack of memory goes through
         if not is_out_of_memory(error):
             raise
         return trial.end("out_of_memory", message=str(error) or "out of memory")
     finally:
         write_text(folder / "log.txt", "".join(f"{line}\n" for line in trial.log))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for it on CUDA; on a CPU its allocator says so in a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 class _Trial:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from autocompress.errors import UserError
 from autocompress.measure.alone import Since
@@ -90,7 +91,7 @@ def has_stopped(rates: Sequence[float]) -> bool:
 def is_out_of_memory(error: Exception) -> bool:
     """numpy raises MemoryError, torch's allocators a RuntimeError, ONNX Runtime classes of its own over what C++ said."""
     words = ("not enough memory", "out of memory", "can't allocate memory", "bad_alloc", "failed to allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _doubling() -> Iterator[int]:
