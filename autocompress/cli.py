@@ -184,7 +184,7 @@ def search(
     max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How much worse the metric may be, in its unit.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
     constraint: Annotated[
-        list[str] | None, typer.Option(metavar="BOUND", help="Another bound, like 'worst_class_drop <= 5'; may be given again.")
+        list[str] | None, typer.Option(metavar="BOUND", help="One more bound, as 'size_bytes <= 200000'. Repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the proposals and of recovery.")] = 0,
     runs: Runs = RUNS,
@@ -202,7 +202,7 @@ def search(
       autocompress search --budget 50
       autocompress search --task mypackage.model:factory --budget 20m --max-drop 1
       autocompress search --space large --batch-size 32 --threads 2 --study wide
-      autocompress search --constraint "worst_class_drop <= 5" --constraint "size_bytes <= 200000"
+      autocompress search --constraint "worst_class_drop <= 5"
       autocompress search --dry-run
     """
     from autocompress import job

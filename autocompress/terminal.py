@@ -77,7 +77,9 @@ def value(amount: float | None, unit: str) -> str:
 
 def lost(drop: float | None, unit: str) -> str:
     """A drop with its unit: ``0.50 points``, of percent; ``0.0312 nats``."""
-    return f"{points(drop)} points" if unit == PERCENT or drop is None else f"{drop:.3g} {unit}".rstrip()
+    if drop is None:
+        return UNKNOWN
+    return f"{points(drop)} points" if unit == PERCENT else f"{drop:.3g} {unit}".rstrip()
 
 
 def unit_of(summary: Row) -> str:

@@ -11,12 +11,12 @@ from autocompress.errors import InvalidTask
 from autocompress.measure.samples import Numbers, sample_scores
 from autocompress.tasks.task import Task, accuracy, lost, score
 
-DRAWS = 2000
+DRAWS = 1000
 METRIC_DRAWS, METRIC_SECONDS = 400, 0.3  # where every draw calls the user's metric twice
 ENOUGH_DRAWS, FEWEST_DRAWS = 200, 20  # for quantiles, for a standard deviation
 MOST_FAILED = 0.1  # of the draws: a metric may have no value on a resample with one class only
 FEW_VALUES = 64
-NORMAL_FROM = 20_000  # samples: the mean of so many is normal, and drawing them is slow
+NORMAL_FROM = 10_000  # samples: the mean of so many is normal, and drawing them is slow
 Z = 1.96
 
 

@@ -50,14 +50,12 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
 
 def lost(drop: float | None, unit: str) -> str:
     """A drop with its unit: ``0.50 points``, of percent; ``0.0312 nats``."""
-    if unit == PERCENT:
-        return number(drop, 2, " points")
-    return UNKNOWN if drop is None else f"{drop + 0.0:.3g} {unit}".rstrip()
+    return number(drop, 2, " points") if unit == PERCENT or drop is None else f"{drop + 0.0:.3g} {unit}".rstrip()
 
 
 def score(value: float | None, unit: str) -> str:
     """A metric with its unit where that is not percent."""
-    return number(value, 2) if unit == PERCENT else UNKNOWN if value is None else f"{value + 0.0:.4g} {unit}".rstrip()
+    return number(value, 2) if unit == PERCENT or value is None else f"{value + 0.0:.4g} {unit}".rstrip()
 
 
 def drop_title(baseline: Baseline) -> str:

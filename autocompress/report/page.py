@@ -10,7 +10,7 @@ from pathlib import Path
 from autocompress.recipe import FLOAT_BITS, LayerPlan
 from autocompress.records import LayerInfo
 from autocompress.report.charts import history_svg, pareto_svg
-from autocompress.report.facts import UNKNOWN, Facts, bounds, interval, lost, number, reference, score, size, where
+from autocompress.report.facts import PERCENT, UNKNOWN, Facts, bounds, interval, lost, number, reference, score, size, where
 from autocompress.runs import RunPaths
 
 STYLE = Path(__file__).with_name("style.css")
@@ -106,6 +106,7 @@ def bar(share: float, text: str) -> Html:
 def comparison(facts: Facts) -> str:
     base, chosen, unit = facts.baseline, facts.chosen or {}, facts.baseline.metric_unit
     holdout, measured = chosen.get("holdout") or {}, facts.holdouts.get(chosen.get("trial", -1))
+    drop = "Drop in points" if unit == PERCENT else "Drop"  # the numbers carry any other unit
     name = f"{'best' if facts.summary.get('best') else 'nearest'}, trial {chosen['trial']}" if chosen else "none"
     rows = [
         ("Latency", number(base.latency_ms, 3, " ms"), number(chosen.get("latency_ms"), 3, " ms")),
@@ -115,8 +116,8 @@ def comparison(facts: Facts) -> str:
         ("Size on disk", size(base.size_bytes), size(chosen.get("size_bytes"))),
         (f"{base.metric}, search split", score(base.accuracy, unit), score(chosen.get("accuracy"), unit)),
         (f"{base.metric}, holdout split", score(base.holdout_accuracy, unit), score(measured.accuracy if measured else None, unit)),
-        ("Drop, search split", "0", lost(chosen.get("drop"), unit)),
-        ("Drop, holdout split", "0", lost(holdout.get("drop"), unit)),
+        (f"{drop}, search split", "0", score(chosen.get("drop"), unit)),
+        (f"{drop}, holdout split", "0", score(holdout.get("drop"), unit)),
         ("Multiply-adds a sample", f"{base.macs / 1e6:.2f} M", UNKNOWN),
         ("Parameters", f"{base.params:,}", UNKNOWN),
     ]
