@@ -193,8 +193,11 @@ def search(
     device: Device = "auto",
     batch_size: BatchSize = "1",
     threads: Threads = None,
-    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Points of the metric that may be lost.")] = 3.0,
+    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How much worse the metric may be, in its unit.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
+    constraint: Annotated[
+        list[str] | None, typer.Option(metavar="BOUND", help="One more bound, as 'size_bytes <= 200000'. Repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the proposals and of recovery.")] = 0,
     runs: Runs = RUNS,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; SQLite in the study if not given.")] = None,
@@ -211,6 +214,7 @@ def search(
       autocompress search --budget 50
       autocompress search --task mypackage.model:factory --budget 20m --max-drop 1
       autocompress search --space large --batch-size 32 --threads 2 --study wide
+      autocompress search --constraint "worst_class_drop <= 5"
       autocompress search --dry-run
     """
     from autocompress import job
@@ -219,7 +223,7 @@ def search(
     progress = Progress()
     asked: dict[str, Any] = {"space": space, "budget": budget, "study": study, "runs": runs, "storage": storage, "seed": seed}
     asked |= {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads}
-    asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "progress": progress}
+    asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "constraints": constraint or None, "progress": progress}
     if dry_run:
         present_dry_run(job.dry_run(task, **asked), as_json)
     else:
@@ -335,7 +339,8 @@ def replay(
     if result.measurement is None:
         raise UserError(f"{recipe}: nothing was measured ({result.outcome}). {result.message}")
     console = Terminal()
-    present_measurement(result.measurement, result.target, console)
+    baseline = json.loads((out / "measured.json").read_text(encoding="utf-8"))["baseline"]
+    present_measurement(result.measurement, result.target, console, baseline)
     console.line(f"written   {contents(out)}")
 
 

@@ -26,6 +26,8 @@ from autocompress.measure.accuracy import agreement, predict
 from autocompress.measure.batches import batch_of, compare_batches
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
 from autocompress.measure.machine import this_machine
+from autocompress.measure.paired import paired
+from autocompress.measure.quality import checks
 from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
@@ -36,7 +38,7 @@ from autocompress.runtimes.eager import RUNTIME as EAGER
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 from autocompress.survey import survey
-from autocompress.tasks.task import Batch, Task, calibration, digest, gather, outputs_of, score, stream
+from autocompress.tasks.task import Batch, Task, calibration, digest, gather, lost, outputs_of, score, stream
 
 KEPT_SAMPLES_BYTES = 512 * 2**20  # recovery batches and teacher outputs up to this size are made once a study, larger ones every trial
 GIVEN = "model"  # the uncompressed model, among the teachers
@@ -61,6 +63,7 @@ class Bench:
     splits: Mapping[Split, Batch]
     calibration: Tensor
     teachers: Mapping[str, nn.Module]
+    outputs: Mapping[Split, Tensor]  # of the deployed baseline
     lectures: dict[object, "Lecture"] = field(default_factory=dict)
 
     @property
@@ -114,7 +117,8 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         deployed = runtime.open(folder, target.threads, folded)
         eager = deploy(EAGER, folded, inputs[:1], folder / "eager", target.threads)
         timing = compare(eager, deployed, timed_inputs(inputs, target)[0], SEARCH)
-    accuracies = {name: score(task, predict(deployed, x), y) for name, (x, y) in splits.items()}
+    outputs = {name: predict(deployed, x) for name, (x, _) in splits.items()}
+    accuracies = {name: score(task, outputs[name], y, name) for name, (_, y) in splits.items()}
     baseline = Baseline(
         latency_ms=timing.latency_ms,
         eager_latency_ms=timing.baseline_latency_ms,
@@ -125,13 +129,15 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         params=sum(parameter.numel() for parameter in task.model.parameters()),
         input_shape=tuple(inputs.shape[1:]),
         metric=task.metric_name,
+        metric_unit=task.metric_unit,
+        higher_is_better=task.higher_is_better,
         target=target,
         task_digest=digest(task),
         machine=machine.digest,
     )
     own = {GIVEN: task.model, **task.teachers}
     teachers = {name: model if device.type == "cpu" else copy.deepcopy(model).to(device) for name, model in own.items()}
-    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers)
+    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers, outputs)
 
 
 def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
@@ -270,8 +276,9 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
     timing, batches = compare_batches(bench.deployed, deployed, bench.batches, effort)
     outputs = predict(deployed, inputs)
     same, difference = agreement(outputs[:AGREEMENT_SAMPLES], outputs_of(model, inputs[:AGREEMENT_SAMPLES]))
-    accuracy = score(bench.task, outputs, targets)
+    accuracy = score(bench.task, outputs, targets, split)
     reference = bench.baseline.accuracy if split == "search" else bench.baseline.holdout_accuracy
+    drop_low, drop_high = paired(bench.task, outputs, bench.outputs[split], targets) or (None, None)
     return Measurement(
         split=split,
         latency_ms=timing.latency_ms,
@@ -284,7 +291,10 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         batches=batches,
         accuracy=accuracy,
         baseline_accuracy=reference,
-        drop=reference - accuracy,
+        drop=lost(bench.task, reference, accuracy),
+        drop_low=drop_low,
+        drop_high=drop_high,
+        checks=checks(bench.task, outputs, bench.outputs[split], targets),
         samples=len(targets),
         size_bytes=weights_bytes(deployed.folder),
         deployed_bytes=deployed.size_bytes,

@@ -46,15 +46,15 @@ def inspect(result: TrialResult, bench: Bench, artifact: Path, baseline_artifact
     task, target, (x, y) = bench.task, bench.target, bench.splits["holdout"]
     twin = rebuild(task.model, result.recipe, bench.calibration, read_weights(artifact), task.build_student)
     deployed = bench.runtime.open(artifact, target.threads, twin)
-    folders = {"usage": artifact, "baseline_usage": baseline_artifact}
-    used = {name: usage(folder, target.runtime, target.threads, bench.inputs) for name, folder in folders.items()}
+    used, used_before = (usage(folder, target.runtime, target.threads, bench.inputs) for folder in (artifact, baseline_artifact))
     throughput = sweep(bench.deployed, deployed, bench.inputs, target.threads, SWEEP_SECONDS)
     given = fold_batch_norm(task.model, bench.example)
     shifted = shifts(task, Subject(runs(deployed), twin), Subject(runs(bench.deployed), given), x, y)
     parts = inspect_outputs(task, predict(deployed, x), bench.outputs["holdout"], y)
     notes = (*parts.notes, *shifted.notes, f"throughput: {throughput.stopped}")
     return Inspection(
-        **used,
+        usage=used,
+        baseline_usage=used_before,
         **parts._replace(notes=notes)._asdict(),
         throughput=throughput.rows,
         shifts=shifted.shifts,

@@ -19,14 +19,16 @@ import torch
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
-from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
+from autocompress.errors import InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
 from autocompress.export import export as export_trial
 from autocompress.export import load
 from autocompress.measure.machine import differences, this_machine
+from autocompress.measure.quality import checks
+from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, from_yaml
-from autocompress.records import LayerInfo, TrialResult
+from autocompress.records import CHECKS, LayerInfo, TrialResult
 from autocompress.report import write_report
 from autocompress.runs import Layers, RunPaths, free_name, only_driver, to_json, write_text
 from autocompress.runtimes import RUNTIMES, find_runtime
@@ -36,7 +38,7 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
-from autocompress.tasks.task import Task, calibration, check, digest, find_task, stream, with_holdout
+from autocompress.tasks.task import Task, calibration, check, digest, find_task, floor_drop, stream, with_holdout
 
 __all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_studies", "load", "report", "resume", "search", "show"]
 
@@ -44,7 +46,6 @@ IN_MEMORY = "(in memory)"
 CACHE = ".cache"
 # On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
 THREADS = 1
-PERFECT = 100.0  # points of a metric that a model without mistakes gets
 SAMPLE_STEPS = 3
 MEASURING_SECONDS = 2.0  # of a trial: deploying twice, timing twice
 
@@ -73,7 +74,8 @@ def search(
     """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
 
     ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
-    max_drop (points of the metric), min_speedup (times), seed, storage (an Optuna storage URL); see SearchConfig and Target.
+    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL);
+    see SearchConfig, Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -290,6 +292,7 @@ def _same_machine(paths: RunPaths) -> None:
 def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
     """Trials until the budget is used, the front on holdout, the report."""
     bench = _bench(paths, config, task, progress)
+    _check_constraints(config, bench)
     paths.write_config(config)  # with the new budget of a resume, now that nothing can be refused any more
     finished = paths.results()
     with progress.stage("trials", config.budget.trials, done=len(finished)) as advance:
@@ -300,7 +303,8 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             advance(1)
 
         def one(proposal: Proposal) -> TrialResult:
-            gate = Gate(config.min_speedup, pareto.points(finished), bench.baseline.accuracy - PERFECT)
+            front = pareto.points(pareto.within(finished, config.limits))
+            gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
             return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
@@ -319,6 +323,16 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
     return Study(paths)
 
 
+def _check_constraints(config: SearchConfig, bench: Bench) -> None:
+    """Raises InvalidSpace, before any trial, where a constraint is on a check that the outputs of this task do not have."""
+    outputs, (_, targets) = bench.outputs["search"], bench.splits["search"]
+    known = checks(bench.task, outputs, outputs, targets)
+    for limit in config.limits:
+        if limit.name in CHECKS and limit.name not in known:
+            reason = no_classes(bench.task, outputs, targets)
+            raise InvalidSpace(f"--constraint: {limit}: {reason}, so there is no {limit.name}. Leave it out.")
+
+
 def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], progress: Progress) -> None:
     """Where the gate stopped every trial there would be nothing to show: run the fastest of them to its end after all."""
     gated = [result for result in finished if result.outcome == "gated"]  # a diverged one would diverge again
@@ -333,11 +347,11 @@ def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], 
 
 
 def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:
-    """Measure what a user will read, the front and the nearest where nothing met the bounds, on the holdout split."""
+    """Measure what a user will read, the front and the best or the nearest, on the holdout split."""
     results, known = paths.results(), paths.holdouts()
-    bounds = pareto.Bounds(config.max_drop, config.min_speedup)
-    nearest = pareto.nearest(results, bounds) if pareto.best(results, bounds) is None else None
-    chosen = {result.number: result for result in [*pareto.front(results), *([nearest] if nearest else [])]}
+    bounds = pareto.bounds_of(config)
+    shown = pareto.best(results, bounds) or pareto.nearest(results, bounds)  # with constraints the best need not be on the front
+    chosen = {result.number: result for result in [*pareto.front(results), *([shown] if shown else [])]}
     missing = [result for number, result in chosen.items() if number not in known]
     with progress.stage("confirming on holdout", len(missing)) as advance:
         for result in missing:

@@ -10,6 +10,13 @@ from autocompress.recipe import Frozen, Recipe, Scheme
 
 Outcome = Literal["measured", "gated", "infeasible", "out_of_memory", "diverged", "timed_out", "died"]
 Split = Literal["search", "holdout"]
+CHECKS = {  # what Measurement.checks may hold, in points of the metric unless said otherwise; empty where outputs are no class logits
+    "worst_class_drop": "the largest drop of any class",
+    "hard_drop": "drop on the tenth of the samples with the smallest margin of the baseline",
+    "rare_drop": "drop on the rarest classes",
+    "calibration_error_rise": "by how much the expected calibration error grew, in percent",
+    "mcnemar_p": "how likely so uneven a change of answers is by chance, 0..1 (McNemar's exact test)",
+}
 
 
 class Target(Frozen):
@@ -103,8 +110,9 @@ class LayerInfo(Frozen):
 
 class Measurement(Frozen):
     """Numbers read off one deployed artifact. ``speedup`` = latency of the fp32 baseline in the same runtime / latency of this one,
-    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = lost points of the task's metric. ``size_bytes`` is the packed
-    weights file (integers at their own width, with scales and zero points), ``deployed_bytes`` what the runtime loads.
+    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = how much worse the task's metric is, in its unit (percentage
+    points for "%"). ``size_bytes`` is the packed weights file (integers at their own width, with scales and zero points),
+    ``deployed_bytes`` what the runtime loads. ``accuracy`` is the metric, whatever it is called.
     """
 
     split: Split
@@ -255,6 +263,8 @@ class Baseline(Frozen):
     params: int
     input_shape: tuple[int, ...]
     metric: str
+    metric_unit: str = "%"
+    higher_is_better: bool = True
     target: Target
     task_digest: str
     machine: str

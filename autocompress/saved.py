@@ -26,7 +26,7 @@ class Study:
 
     @property
     def bounds(self) -> pareto.Bounds:
-        return pareto.Bounds(self.config.max_drop, self.config.min_speedup)
+        return pareto.bounds_of(self.config)
 
     @property
     def summary(self) -> dict[str, Any]:

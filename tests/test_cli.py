@@ -23,7 +23,7 @@ from autocompress.records import LayerInfo, Measurement, Target, TrialResult
 COMMANDS = ("search", "resume", "show", "export", "apply", "report", "list", "doctor")
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
-    "search": "task space budget study runtime device batch-size threads max-drop min-speedup seed runs storage json dry-run",
+    "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run",
     "resume": "budget runs",
     "show": "json csv runs",
     "export": "trial out runs",
@@ -185,6 +185,7 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
         "threads": None,
         "max_drop": 3.0,
         "min_speedup": 2.0,
+        "constraints": None,
         "seed": 0,
         "runs": Path("runs"),
         "storage": None,
@@ -194,7 +195,8 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
 def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
     what = "search --task p.m:f --space s.yaml --budget 20m --study n --max-drop 1 --min-speedup 4 --seed 7"
     where = "--runtime eager --device cpu --batch-size 4 --threads 2 --runs elsewhere --storage sqlite:///x.db"
-    call(*f"{what} {where}".split())
+    bounds = ("--constraint", "worst_class_drop <= 5", "--constraint", "size_bytes<=200000")
+    call(*f"{what} {where}".split(), *bounds)
     job.asked.pop("progress")
     assert job.asked == {
         "task": "p.m:f",
@@ -207,6 +209,7 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
         "threads": 2,
         "max_drop": 1.0,
         "min_speedup": 4.0,
+        "constraints": ["worst_class_drop <= 5", "size_bytes<=200000"],
         "seed": 7,
         "runs": Path("elsewhere"),
         "storage": "sqlite:///x.db",
@@ -501,6 +504,30 @@ def test_a_best_that_holdout_contradicts_is_told_loudly(job: FakeJob) -> None:
     assert ": confirmed" not in text
 
 
+def test_the_constraints_are_among_the_bounds_and_who_misses_them_is_said(job: FakeJob) -> None:
+    missed = "worst_class_drop <= 5 (7.5)"
+    front = [row(3, 2.5, 0.1) | {"failed": []}, row(37, 4.12, 0.56) | {"failed": ["speedup >= 9 (4.12)", missed]}]
+    asked: dict[str, Any] = {"constraints": ["worst_class_drop <= 5"], "front": front}
+    text = shown_by(job, **asked, best=None, nearest=front[1])
+    assert "bounds    drop at most 3 points, speed at least 2x, worst_class_drop <= 5\n" in text
+    assert f"trial 37 misses {missed}\n" in text
+    assert "NO RECIPE MEETS ALL BOUNDS" in text
+    assert f"          missed: speedup >= 9 (4.12)\n          missed: {missed}\n" in text
+    held = UNCONFIRMED["holdout"] | {"failed": [missed]}
+    assert f"          missed: {missed}\n" in shown_by(job, **asked, best=UNCONFIRMED | {"holdout": held})
+
+
+def test_a_metric_that_is_no_percentage_is_shown_in_its_unit(job: FakeJob) -> None:
+    metric = {"metric": "perplexity", "metric_unit": "", "higher_is_better": False}
+    text = shown_by(job, baseline=summary()["baseline"] | metric)
+    assert "perplexity 98.61 (holdout 98.89)" in text
+    assert "Drop: by how much perplexity rose." in text
+    assert "bounds    drop at most 3, speed at least 2x\n" in text
+    assert ", drop 0.56, 61.4 kB" in text
+    assert "point" not in text
+    assert "%" not in text.replace("95 %", "").replace("62 % of channels", "")
+
+
 def test_where_nothing_met_the_bounds_the_nearest_is_shown_and_marked(job: FakeJob) -> None:
     text = shown_by(job, **NOTHING)
     assert "NO RECIPE MEETS BOTH BOUNDS\nnearest   trial 41: 1.50x (1.30-1.70), drop 2.90 points, 61.4 kB\n" in text
@@ -682,14 +709,21 @@ MEASURED = Measurement(
 )
 
 
-def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob) -> None:
-    job.answer = result_of(MEASURED)
-    result = call("apply", "r.yaml", "--task", "digits", "--out", "o", "--batch-size", "4", "--threads", "2")
+def exported(out: Path, **baseline: Any) -> Path:
+    """What job.apply leaves there for people."""
+    out.mkdir()
+    (out / "measured.json").write_text(json.dumps({"baseline": baseline}), encoding="utf-8")
+    return out
+
+
+def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob, tmp_path: Path) -> None:
+    job.answer, out = result_of(MEASURED), exported(tmp_path / "o", metric="accuracy", metric_unit="%")
+    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "4", "--threads", "2")
     job.asked.pop("progress")
     assert job.asked == {
         "recipe": Path("r.yaml"),
         "task": "digits",
-        "out": Path("o"),
+        "out": out,
         "runtime": "auto",
         "device": "auto",
         "batch_size": "4",
@@ -714,6 +748,15 @@ def test_apply_over_several_batch_sizes_shows_each_and_the_worst(job: FakeJob) -
     assert "onnxruntime on cpu, batch 1 and 8, 1 thread\nby batch  6.00x (5.90-6.10) at batch 1\n" in result.stdout
     assert "          2.83x (2.70-2.90) at batch 8, the worst\n" in result.stdout
     assert "latency   0.45 ms, was 1.84 ms at batch 1\n" in result.stdout
+def test_apply_names_a_metric_that_is_no_percentage(job: FakeJob, tmp_path: Path) -> None:
+    job.answer = result_of(MEASURED.model_copy(update={"accuracy": 12.3456, "baseline_accuracy": 12.0, "drop": 0.3456}))
+    out = exported(tmp_path / "o", metric="perplexity", metric_unit="", higher_is_better=False)
+    shown = call("apply", "r.yaml", "--task", "digits", "--out", str(out)).stdout
+    assert "metric    12.35, was 12\n          drop 0.346 on 360 samples" in shown
+    out = exported(tmp_path / "p", metric="loss", metric_unit="nats", higher_is_better=False)
+    assert "loss      12.35 nats, was 12 nats\n          drop 0.346 nats on" in call(
+        "apply", "r.yaml", "--task", "digits", "--out", str(out)
+    ).stdout
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare, timed
 from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
 from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
-from autocompress.records import Target
+from autocompress.records import CHECKS, Measurement, Target
 from autocompress.runtimes.runtime import Deployed
 from autocompress.tasks.task import Task, score, with_holdout
 
@@ -430,3 +430,51 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# ---- more than one number of accuracy -------------------------------------------------------------------------------
+
+
+def test_a_measurement_has_the_interval_of_its_drop_and_the_checks_on_both_splits(real: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5, 7), real, Gate(), tmp_path)
+    assert result.measurement is not None
+    for measured in (result.measurement, confirm(recipe(0.5, 7), real, tmp_path / "artifact")):
+        assert measured.drop_low is not None
+        assert measured.drop_high is not None
+        assert measured.drop_low - 1e-4 <= measured.drop <= measured.drop_high + 1e-4
+        assert list(measured.checks) == list(CHECKS)
+        assert measured.checks["worst_class_drop"] >= measured.drop  # no mean is above its largest part
+        assert Measurement.model_validate_json(measured.model_dump_json()) == measured
+
+
+def mean_loss(outputs: Tensor, targets: Tensor) -> float:
+    return F.cross_entropy(outputs, targets).item()
+
+
+def test_where_lower_is_better_a_drop_is_a_rise(tmp_path: Path) -> None:
+    task = replace(toy_task.make(), metric=mean_loss, metric_name="cross entropy", metric_unit="nats", higher_is_better=False)
+    bench = bench_of(tmp_path / "bench", task)
+    assert (bench.baseline.metric_unit, bench.baseline.higher_is_better) == ("nats", False)
+    untrained = Recovery(steps=0, quantized_steps=0)
+    measured = evaluate(recipe(0.25, recovery=untrained), bench, Gate(), tmp_path / "trial").measurement
+    assert measured is not None
+    assert measured.accuracy > bench.baseline.accuracy
+    assert measured.drop == pytest.approx(measured.accuracy - bench.baseline.accuracy)
+    assert measured.drop > 0
+    assert measured.checks["worst_class_drop"] > 0
+
+
+def test_outputs_that_are_no_classes_have_an_interval_and_no_checks(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+    splits = {name: [(x, y[:, None].float())] for name, (x, y) in zip(("train", "search", "holdout"), toy_task.data(), strict=True)}
+    task = Task(
+        "size", model, **splits, loss=F.mse_loss, metric=lambda outputs, targets: F.mse_loss(outputs, targets).item(),
+        metric_name="squared error", metric_unit="", higher_is_better=False,
+        distillation_loss=lambda student, teacher, temperature: F.mse_loss(student, teacher),
+    )  # fmt: skip
+    bench = bench_of(tmp_path / "bench", task)
+    plans = Recipe(layers=(LayerPlan(name="1", keep=0.5),), recovery=Recovery(steps=2, quantized_steps=0))
+    result = evaluate(plans, bench, Gate(), tmp_path / "trial")
+    assert result.measurement is not None, result.message
+    assert result.measurement.checks == {}
+    assert result.measurement.drop_high is not None

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from autocompress.records import Measurement
-from autocompress.report.facts import Facts, Row, interval, number, reference, size
+from autocompress.report.facts import PERCENT, Facts, Row, drop_title, interval, lost, reference, size
 
 WIDTH, HEIGHT = 520, 380  # of the SVG's own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 16, 58
@@ -49,8 +49,9 @@ def pareto_axes(facts: Facts) -> Axes:
     points, config = [point for _, point in measured(facts)], facts.config
     drops = [point.drop for point in points]
     chosen = [row["drop"] for row in (facts.chosen, (facts.chosen or {}).get("holdout")) if row]
-    ordinary = [drop for drop in drops if abs(drop) <= max(3 * config.max_drop, 1.0)]
-    right = 1.08 * max([1.25 * config.max_drop, 0.5, *ordinary, *chosen])
+    point = abs(facts.baseline.accuracy) / 100 or 1.0  # about one percentage point, whatever the metric counts
+    ordinary = [drop for drop in drops if abs(drop) <= max(3 * config.max_drop, point)]
+    right = 1.08 * max([1.25 * config.max_drop, 0.5 * point, *ordinary, *chosen])
     left = min([0.0, *ordinary, *chosen])
     top = max([config.min_speedup * 1.15, 1.2, *(point.speedup_high for point in points if point.drop <= right)])
     return Axes((left - 0.04 * (right - left), right), (0.0, 1.06 * top))
@@ -98,8 +99,9 @@ def mark(kind: str, x: float, y: float, title: str = "") -> str:
     return f'<g class="{kind}">{hint}{shape}</g>'
 
 
-def hint(trial: int, row: Row) -> str:
-    return f"trial {trial}: {interval(row)}, drop {number(row['drop'], 2)} points, {size(row.get('size_bytes'))}"
+def hint(facts: Facts, trial: int, row: Row) -> str:
+    drop = lost(row["drop"], facts.baseline.metric_unit)
+    return f"trial {trial}: {interval(row)}, drop {drop}, {size(row.get('size_bytes'))}"
 
 
 def path(kind: str, points: Iterable[tuple[float, float]]) -> str:
@@ -112,16 +114,16 @@ def pareto_svg(facts: Facts) -> str:
     ours = {row["trial"] for row in front}
     faint = [(trial, point.model_dump()) for trial, point in measured(facts) if trial not in ours]
     beyond = sum(row["drop"] > axes.x[1] for _, row in faint)
-    parts = [svg_frame(axes, f"drop of {facts.baseline.metric} in points", "speedup"), svg_bounds(facts, axes)]
+    parts = [svg_frame(axes, drop_title(facts.baseline), "speedup"), svg_bounds(facts, axes)]
     for trial, row in faint:
         kind = "beyond" if row["drop"] > axes.x[1] else "measured"
-        parts.append(mark(kind, *place(axes, row["drop"], row["speedup"]), hint(trial, row)))
+        parts.append(mark(kind, *place(axes, row["drop"], row["speedup"]), hint(facts, trial, row)))
     parts.append(mark("baseline", *place(axes, 0, 1), f"baseline: fp32 in {facts.baseline.target.runtime}, 1x by definition"))
     parts += [path("staircase", (place(axes, *corner) for corner in staircase(front)))] if front else []
     for row in front:
         low, high = (place(axes, row["drop"], row.get(name) or row["speedup"]) for name in ("speedup_low", "speedup_high"))
         parts.append(path("error", (low, high)))
-        parts.append(mark("front", *place(axes, row["drop"], row["speedup"]), hint(row["trial"], row)))
+        parts.append(mark("front", *place(axes, row["drop"], row["speedup"]), hint(facts, row["trial"], row)))
     parts.append(svg_chosen(facts, axes))
     label = f"Speedup against drop of {len(faint) + len(front)} measured trials, {len(front)} on the Pareto front"
     return figure("Speed against accuracy", label, "".join(parts), pareto_keys(facts, beyond))
@@ -148,7 +150,8 @@ def svg_bounds(facts: Facts, axes: Axes) -> str:
     side, anchor = (-5, "end") if x > LEFT + 160 else (5, "start")
     allowed = f'<rect class="allowed" x="{LEFT}" y="{TOP}" width="{x - LEFT:.1f}" height="{y - TOP:.1f}"/>'
     edges = path("bound", ((x, TOP), (x, HEIGHT - BOTTOM))) + path("bound", ((LEFT, y), (WIDTH - RIGHT, y)))
-    most, least = f"at most {config.max_drop:g} points", f"at least {config.min_speedup:g}x"
+    unit = "points" if facts.baseline.metric_unit == PERCENT else facts.baseline.metric_unit
+    most, least = escape(f"at most {config.max_drop:g} {unit}".rstrip()), f"at least {config.min_speedup:g}x"
     labels = (
         f'<text class="small" x="{x + side:.1f}" y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}">{most}</text>'
         f'<text class="small" x="{WIDTH - RIGHT - 4}" y="{y - 6:.1f}" text-anchor="end">{least}</text>'
@@ -165,9 +168,9 @@ def svg_chosen(facts: Facts, axes: Axes) -> str:
     parts = []
     if holdout:
         there = place(axes, holdout["drop"], holdout["speedup"])
-        parts += [path("thread", ((x, y), there)), mark("holdout", *there, f"on holdout, {hint(chosen['trial'], holdout | {})}")]
+        parts += [path("thread", ((x, y), there)), mark("holdout", *there, f"on holdout, {hint(facts, chosen['trial'], holdout | {})}")]
     side, anchor = (-12, "end") if x > LEFT + 160 else (12, "start")  # nothing is both faster and better: upper left is free
-    parts.append(mark("best", x, y, f"{word}, {hint(chosen['trial'], chosen)}"))
+    parts.append(mark("best", x, y, f"{word}, {hint(facts, chosen['trial'], chosen)}"))
     name = f"{word}: trial {chosen['trial']}"
     parts.append(f'<text class="name" x="{x + side:.1f}" y="{y - 8:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
     return "".join(parts)
@@ -182,7 +185,7 @@ def history_svg(facts: Facts) -> str:
     parts = [svg_frame(axes, "trial", "speedup")]
     met = {trial: within(facts, point) for trial, point in points}
     parts += [
-        mark("met" if met[trial] else "measured", *place(axes, trial, point.speedup), hint(trial, point.model_dump()))
+        mark("met" if met[trial] else "measured", *place(axes, trial, point.speedup), hint(facts, trial, point.model_dump()))
         for trial, point in points
     ]
     good = [(trial, point.speedup) for trial, point in points if met[trial]]
@@ -198,7 +201,8 @@ def history_svg(facts: Facts) -> str:
 
 
 def within(facts: Facts, point: Measurement) -> bool:
-    return point.drop <= facts.config.max_drop and point.speedup >= facts.config.min_speedup
+    config = facts.config
+    return point.drop <= config.max_drop and point.speedup >= config.min_speedup and all(one.excess(point) <= 0 for one in config.limits)
 
 
 def draw_png(facts: Facts) -> Figure:
@@ -208,7 +212,7 @@ def draw_png(facts: Facts) -> Figure:
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot(xlim=shown.x, ylim=shown.y, ylabel="speedup")
     beyond = sum(point.drop > shown.x[1] for _, point in measured(facts))
-    axes.set_xlabel(plain(f"drop of {facts.baseline.metric} in points") + (f" ({beyond} trials lost more)" if beyond else ""))
+    axes.set_xlabel(plain(drop_title(facts.baseline)) + (f" ({beyond} trials lost more)" if beyond else ""))
     axes.set_title(plain(f"{config.study}: speedup against {reference(facts)}"), fontsize=9)
     axes.fill_between((shown.x[0], config.max_drop), config.min_speedup, shown.y[1], color="#2f8f5b", alpha=0.08, linewidth=0)
     axes.axvline(config.max_drop, color="#777", linestyle="--", linewidth=1)

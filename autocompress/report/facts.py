@@ -11,6 +11,7 @@ from autocompress.runs import RunPaths
 
 Row = Mapping[str, Any]
 UNKNOWN = "-"
+PERCENT = "%"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return UNKNOWN if value is None else f"{value + 0.0:.{digits}f}{unit}"
 
 
+def lost(drop: float | None, unit: str) -> str:
+    """A drop with its unit: ``0.50 points``, of percent; ``0.0312 nats``."""
+    return number(drop, 2, " points") if unit == PERCENT or drop is None else f"{drop + 0.0:.3g} {unit}".rstrip()
+
+
+def score(value: float | None, unit: str) -> str:
+    """A metric with its unit where that is not percent."""
+    return number(value, 2) if unit == PERCENT or value is None else f"{value + 0.0:.4g} {unit}".rstrip()
+
+
+def drop_title(baseline: Baseline) -> str:
+    """``drop of accuracy in points``; ``rise of perplexity`` where lower is better."""
+    unit = "points" if baseline.metric_unit == PERCENT else baseline.metric_unit
+    return f"{'drop' if baseline.higher_is_better else 'rise'} of {baseline.metric}" + (f" in {unit}" if unit else "")
+
+
 def size(amount: float | None) -> str:
     """Bytes in decimal units."""
     if amount is None:
@@ -71,5 +88,7 @@ def reference(facts: Facts) -> str:
 
 
 def bounds(facts: Facts) -> str:
-    config = facts.config
-    return f"at most {config.max_drop:g} points of {facts.baseline.metric} lost and at least {config.min_speedup:g} times faster"
+    config, unit = facts.config, facts.baseline.metric_unit
+    most = f"{config.max_drop:g} {'points' if unit == PERCENT else unit}".rstrip()
+    kept = f", {', '.join(config.constraints)}," if config.constraints else ""
+    return f"at most {most} of {facts.baseline.metric} lost{kept} and at least {config.min_speedup:g} times faster"

@@ -10,7 +10,7 @@ from pathlib import Path
 from autocompress.recipe import FLOAT_BITS, LayerPlan
 from autocompress.records import LayerInfo
 from autocompress.report.charts import history_svg, pareto_svg
-from autocompress.report.facts import UNKNOWN, Facts, bounds, interval, number, reference, size, where
+from autocompress.report.facts import PERCENT, UNKNOWN, Facts, bounds, interval, lost, number, reference, score, size, where
 from autocompress.runs import RunPaths
 
 STYLE = Path(__file__).with_name("style.css")
@@ -41,7 +41,7 @@ def found(facts: Facts) -> str:
     low, high = number(seen.get("speedup_low"), 2), number(seen.get("speedup_high"), 2)
     return (
         f"Found: {which} {chosen['trial']}, {seen['speedup']:.2f} times faster (95 % interval {low} to {high}) "
-        f"than {reference(facts)}, with a drop of {number(seen['drop'], 2)} points, {split}."
+        f"than {reference(facts)}, with a drop of {lost(seen['drop'], facts.baseline.metric_unit)}, {split}."
     )
 
 
@@ -50,17 +50,21 @@ def banner(facts: Facts) -> str:
     best, chosen, wish = facts.summary.get("best"), facts.chosen, bounds(facts)
     if chosen is None:
         return notice("bad", "No recipe was measured", f"Asked was {wish}. The outcomes below say how the trials ended.")
-    holdout, drop = chosen.get("holdout"), number(chosen["drop"], 2)
+    holdout, unit = chosen.get("holdout"), facts.baseline.metric_unit
+    missed = "; ".join((holdout if best is not None and holdout else chosen).get("failed") or ())
+    missed = f" Missed: {missed}." if missed else ""
     if best is None:
-        shown = f"Shown is the nearest, trial {chosen['trial']}: {interval(chosen)}, drop {drop} points."
-        return notice("bad", "No recipe met both bounds", f"Asked was {wish}. {shown}")
+        shown = f"Shown is the nearest, trial {chosen['trial']}: {interval(chosen)}, drop {lost(chosen['drop'], unit)}."
+        title = "No recipe met all bounds" if facts.config.constraints else "No recipe met both bounds"
+        return notice("bad", title, f"Asked was {wish}. {shown}{missed}")
     if best.get("confirmed"):
-        text = "On the holdout split, which took no part in the search, the best recipe keeps both bounds."
+        every = "all" if facts.config.constraints else "both"
+        text = f"On the holdout split, which took no part in the search, the best recipe keeps {every} bounds."
         return notice("good", "Confirmed", text)
     if holdout is None:
         text = "The best recipe was not measured on the holdout split yet, and the search split flatters what it selected."
         return notice("bad", "Not confirmed yet", text)
-    text = f"On the holdout split it is {interval(holdout)} with a drop of {number(holdout['drop'], 2)} points; asked was {wish}."
+    text = f"On the holdout split it is {interval(holdout)} with a drop of {lost(holdout['drop'], unit)}; asked was {wish}.{missed}"
     return notice("bad", "The best recipe is NOT CONFIRMED", f"{text} Take another of the front, or search with a tighter bound.")
 
 
@@ -100,8 +104,9 @@ def bar(share: float, text: str) -> Html:
 
 
 def comparison(facts: Facts) -> str:
-    base, chosen = facts.baseline, facts.chosen or {}
+    base, chosen, unit = facts.baseline, facts.chosen or {}, facts.baseline.metric_unit
     holdout, measured = chosen.get("holdout") or {}, facts.holdouts.get(chosen.get("trial", -1))
+    drop = "Drop in points" if unit == PERCENT else "Drop"  # the numbers carry any other unit
     name = f"{'best' if facts.summary.get('best') else 'nearest'}, trial {chosen['trial']}" if chosen else "none"
     at = f" at batch {base.target.batch_size}" if len(base.target.batch_sizes) > 1 else ""
     batches, worst = chosen.get("batches") or [], chosen.get("worst") or {}
@@ -115,10 +120,10 @@ def comparison(facts: Facts) -> str:
         ),
         ("Speedup, holdout split", "1x", interval(holdout)),
         ("Size on disk", size(base.size_bytes), size(chosen.get("size_bytes"))),
-        (f"{base.metric}, search split", number(base.accuracy, 2), number(chosen.get("accuracy"), 2)),
-        (f"{base.metric}, holdout split", number(base.holdout_accuracy, 2), number(measured.accuracy if measured else None, 2)),
-        ("Drop in points, search split", "0", number(chosen.get("drop"), 2)),
-        ("Drop in points, holdout split", "0", number(holdout.get("drop"), 2)),
+        (f"{base.metric}, search split", score(base.accuracy, unit), score(chosen.get("accuracy"), unit)),
+        (f"{base.metric}, holdout split", score(base.holdout_accuracy, unit), score(measured.accuracy if measured else None, unit)),
+        (f"{drop}, search split", "0", score(chosen.get("drop"), unit)),
+        (f"{drop}, holdout split", "0", score(holdout.get("drop"), unit)),
         ("Multiply-adds a sample", f"{base.macs / 1e6:.2f} M", UNKNOWN),
         ("Parameters", f"{base.params:,}", UNKNOWN),
     ]
@@ -131,14 +136,14 @@ def comparison(facts: Facts) -> str:
 
 def front_table(facts: Facts) -> str:
     front = facts.summary.get("front") or []
-    best = (facts.summary.get("best") or {}).get("trial")
+    best, unit = (facts.summary.get("best") or {}).get("trial"), facts.baseline.metric_unit
     head = ("trial", "speedup", "drop", "size", "latency", "speedup, holdout", "drop, holdout")
     rows = []
     for row in front:
         holdout = row.get("holdout") or {}
         trial = f"{row['trial']} (best)" if row["trial"] == best else row["trial"]
-        numbers = (number(row["drop"], 2), size(row.get("size_bytes")), number(row.get("latency_ms"), 3, " ms"))
-        rows.append((trial, interval(row), *numbers, interval(holdout), number(holdout.get("drop"), 2)))
+        numbers = (score(row["drop"], unit), size(row.get("size_bytes")), number(row.get("latency_ms"), 3, " ms"))
+        rows.append((trial, interval(row), *numbers, interval(holdout), score(holdout.get("drop"), unit)))
     marked = next((index for index, row in enumerate(front) if row["trial"] == best), -1)
     text = "No measured recipe beats one of these on both speed and drop. Speedups with 95 % intervals are against"
     return section("Pareto front", table(head, rows, marked=marked), note(f"{text} {reference(facts)}."))
