@@ -108,12 +108,13 @@ def timed(baseline: Deployed, candidate: Deployed, inputs: Array, seed: int) -> 
 def report(same: list[Repeat], pair: list[Repeat], truths: list[float]) -> None:
     truth, of = float(np.median(truths)), len(same)
     for name, repeats, true in (("A against A", same, 1.0), ("known pair", pair, truth)):
-        print(f"\n{name}: speed, 95 % interval, seconds, cores that others kept busy; * misses {true:.3f} or is wider than 6 %")
+        print(f"\n{name}: speed, interval, seconds, cores kept busy by others, calls interrupted; * misses {true:.3f} or wider than 6 %")
         for repeat in repeats:
             timing = repeat.timing
             mark = " " if repeat.holds(true) else "*"
-            busy = "?" if timing.busy is None else f"{timing.busy:.2f}"
-            print(f"  {timing.speedup:.3f} ({timing.low:.3f} to {timing.high:.3f}) {mark} {repeat.seconds:.2f} s  {busy}")
+            load = "?" if timing.busy is None else f"{timing.busy:.2f}"
+            interval = f"{timing.speedup:.3f} ({timing.low:.3f} to {timing.high:.3f}) {mark}"
+            print(f"  {interval} {repeat.seconds:.2f} s  {load}  {100 * timing.interrupted:.0f} %")
     held, near = sum(repeat.holds(1.0) for repeat in same), sum(repeat.is_near(truth) for repeat in pair)
     slowest = max(repeat.seconds for repeat in same)
     call_ms = float(np.median([repeat.timing.latency_ms for repeat in same]))

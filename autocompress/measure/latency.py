@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from autocompress.measure.machine import busy_cores, work
 from autocompress.measure.turn import turn
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.runtimes.runtime import Array, Call, Deployed
 
 BLOCK_SECONDS = 0.004
 WARM_UP_SECONDS = 0.05
 SEGMENT = 4  # pairs timed with one loading of both
+SLOW_BLOCK_SECONDS = 0.1
 CHEAP_LOADING_SECONDS = 0.1  # a slower artifact is loaded once only
 
 
@@ -40,7 +41,8 @@ HOLDOUT = Effort(width=0.04, seconds=5.0, segments=20)
 class Timing:
     """Median milliseconds of both, baseline / candidate with its interval, and whether the interval became as narrow as asked.
 
-    ``latency_ms`` are medians over blocks, ``p90_ms`` and ``p99_ms`` those of the single calls (``calls`` of the candidate).
+    ``latency_ms`` are medians over blocks, of calls that nobody interrupted; ``p90_ms`` and ``p99_ms`` are over all single calls
+    (``calls`` of the candidate), of which the share ``interrupted`` of both lost its core to another process for a while.
     ``faster`` is the share of the blocks that beat the baseline's block beside them, a tie for half. ``busy`` are the cores that
     others kept busy meanwhile, on average, None where that is not known.
     """
@@ -57,20 +59,27 @@ class Timing:
     baseline_p90_ms: float = 0.0
     baseline_p99_ms: float = 0.0
     calls: int = 0
+    interrupted: float = 0.0
     faster: float = 0.5
     busy: float | None = None
 
 
 class _Series:
-    """What was timed so far of one of both, in seconds: the median of each block, and each call."""
+    """What was timed so far of one of both: the seconds of each block, and all single calls."""
 
     def __init__(self) -> None:
         self.blocks: list[float] = []
-        self.calls: list[float] = []
+        self.calls: list[Call] = []
 
-    def add(self, seconds: list[float]) -> None:
-        self.blocks.append(float(np.median(seconds)))
-        self.calls += seconds
+    def add_(self, block: list[Call]) -> None:
+        """A block takes as long as the median of its calls that nobody interrupted, or of all of them where there is none."""
+        undisturbed = [call.seconds for call in block if not call.is_interrupted]
+        self.blocks.append(float(np.median(undisturbed or [call.seconds for call in block])))
+        self.calls += block
+
+    def tail_ms(self) -> tuple[float, float]:
+        p90, p99 = np.quantile([1000 * call.seconds for call in self.calls], (0.90, 0.99))
+        return float(p90), float(p99)
 
 
 def compare(
@@ -87,8 +96,7 @@ def compare(
         ratio, low, high = _sample_(series, (baseline, candidate), inputs, effort, random)
         busy = busy_cores(before, work())
     old, new = series
-    p90, p99 = (1000 * float(value) for value in np.quantile(new.calls, (0.90, 0.99)))
-    baseline_p90, baseline_p99 = (1000 * float(value) for value in np.quantile(old.calls, (0.90, 0.99)))
+    (p90, p99), (baseline_p90, baseline_p99) = new.tail_ms(), old.tail_ms()
     return Timing(
         latency_ms=1000 * float(np.median(new.blocks)),
         baseline_latency_ms=1000 * float(np.median(old.blocks)),
@@ -96,7 +104,8 @@ def compare(
         resolved=high - low <= effort.width * ratio,
         blocks=len(new.blocks),
         p90_ms=p90, p99_ms=p99, baseline_p90_ms=baseline_p90, baseline_p99_ms=baseline_p99,
-        calls=len(new.calls), faster=_faster(series), busy=busy,
+        calls=len(new.calls), interrupted=float(np.mean([call.is_interrupted for call in old.calls + new.calls])),
+        faster=_faster(series), busy=busy,
     )  # fmt: skip
 
 
@@ -118,7 +127,7 @@ def _sample_(
                 both[index].seconds(inputs, calls[index])
         for _ in range(SEGMENT):
             for index in random.permutation(2):
-                series[index].add(both[index].seconds(inputs, calls[index]))
+                series[index].add_(_block(both[index], inputs, calls[index]))
         is_over = time.monotonic() - started > effort.seconds
         if segment < effort.segments or not (is_over or segment >= look):
             continue
@@ -128,6 +137,16 @@ def _sample_(
         if is_over or high - low <= effort.width * middle:
             return middle, low, high
     raise AssertionError("count() has no end")
+
+
+def _block(deployed: Deployed, inputs: Array, calls: int) -> list[Call]:
+    """``calls`` calls, and twice as many more where all were interrupted, unless they are slow."""
+    block = deployed.timed(inputs, calls)
+    for _ in range(2):
+        if not all(call.is_interrupted for call in block) or sum(call.seconds for call in block) > SLOW_BLOCK_SECONDS:
+            break
+        block += deployed.timed(inputs, calls)
+    return block
 
 
 def _faster(series: tuple[_Series, _Series]) -> float:
