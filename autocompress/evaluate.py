@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from autocompress.measure.quality import checks
 from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
-from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
+from autocompress.records import Baseline, BatchTiming, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
@@ -281,14 +282,7 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
     drop_low, drop_high = paired(bench.task, outputs, bench.outputs[split], targets) or (None, None)
     return Measurement(
         split=split,
-        latency_ms=timing.latency_ms,
-        baseline_latency_ms=timing.baseline_latency_ms,
-        speedup=timing.speedup,
-        speedup_low=timing.low,
-        speedup_high=timing.high,
-        resolved=timing.resolved,
-        blocks=timing.blocks,
-        batches=batches,
+        **timing_fields(timing, batches),
         accuracy=accuracy,
         baseline_accuracy=reference,
         drop=lost(bench.task, reference, accuracy),
@@ -303,6 +297,16 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         max_difference=difference,
         machine=bench.machine.digest,
     )
+
+
+def timing_fields(timing: Timing, batches: tuple[BatchTiming, ...]) -> dict[str, Any]:
+    """What a Measurement holds of a timing, over all batch sizes where there are several."""
+    alike = (
+        "latency_ms", "baseline_latency_ms", "speedup", "resolved", "blocks", "p90_ms", "p99_ms", "baseline_p90_ms", "baseline_p99_ms",
+        "faster", "busy",
+    )  # fmt: skip
+    ends = {"speedup_low": timing.low, "speedup_high": timing.high, "batches": batches}
+    return {name: getattr(timing, name) for name in alike} | ends
 
 
 def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:

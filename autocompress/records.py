@@ -68,11 +68,15 @@ class Machine(Frozen):
     system: str
     python: str
     gpu: str | None = None
+    governor: str | None = Field(default=None, description="of the clock's frequency; None: the system shows none")
+    gpu_driver: str | None = None
     versions: dict[str, str]
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        later = ("governor", "gpu_driver")  # left out while unknown, so that digests stored before these fields stay true
+        known = {name: value for name, value in self.model_dump(mode="json").items() if name not in later or value is not None}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class LayerInfo(Frozen):

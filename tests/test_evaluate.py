@@ -21,7 +21,7 @@ from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
 from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
 from autocompress.records import CHECKS, Measurement, Target
-from autocompress.runtimes.runtime import Deployed
+from autocompress.runtimes.runtime import Call, Deployed
 from autocompress.tasks.task import Task, score, with_holdout
 
 ROOM, LINE = import_module("autocompress.evaluate"), import_module("autocompress.compress.build")
@@ -353,8 +353,8 @@ class Slowed(Deployed):
     def run(self, inputs: Any) -> Any:
         return self.deployed.run(inputs)
 
-    def seconds(self, inputs: Any, calls: int) -> list[float]:
-        return [self.first + self.each * len(inputs)] * calls
+    def timed(self, inputs: Any, calls: int) -> list[Call]:
+        return [Call(self.first + self.each * len(inputs))] * calls
 
 
 def over_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:

@@ -11,7 +11,7 @@ from torch import Tensor
 from autocompress.measure.latency import Effort, compare
 from autocompress.records import EndToEnd
 from autocompress.runtimes.eager import threads as torch_threads
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.runtimes.runtime import Array, Call, Deployed
 from autocompress.tasks.task import Task
 
 ALONE_SECONDS = 0.2
@@ -40,9 +40,9 @@ class Pipeline(Deployed):
     def reopened(self) -> "Pipeline":
         return Pipeline(self.deployed.reopened(), self.before, self.after, self.threads)
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         with torch_threads(self.threads), torch.no_grad():
-            return super().seconds(inputs, calls)
+            return super().timed(inputs, calls)
 
 
 def end_to_end(task: Task, both: tuple[Deployed, Deployed], inputs: Array, threads: int, effort: Effort) -> EndToEnd | None:

@@ -21,7 +21,7 @@ from autocompress.recipe import HALF_BITS, Scheme
 from autocompress.records import Machine
 from autocompress.runtimes.grids import KINDS
 from autocompress.runtimes.grids import layers as layers_of
-from autocompress.runtimes.runtime import Array, Deployed, Kind, Support, impossible
+from autocompress.runtimes.runtime import Array, Call, Deployed, Kind, Support, impossible
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 
 BF16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
@@ -46,9 +46,9 @@ class EagerDeployed(Deployed):
             outputs: Array = self.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
         return outputs
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         with threads(self.threads):
-            return super().seconds(inputs, calls)
+            return super().timed(inputs, calls)
 
 
 class Eager:

@@ -12,7 +12,7 @@ import pytest
 
 from autocompress.measure import latency
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, SEGMENT, Effort, compare, interval
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.runtimes.runtime import Array, Call, Deployed
 
 X: Array = np.zeros((1, 2), np.float32)
 ONE_LOOK = Effort(width=0.0, seconds=0.0, segments=6)  # stops as soon as it may
@@ -35,9 +35,9 @@ class Scripted(Deployed):
         self.log.append((self.name, 0))
         return self
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         self.log.append((self.name, calls))
-        return [next(self.script) for _ in range(calls)]
+        return [Call(next(self.script)) for _ in range(calls)]
 
 
 def around(seconds: float, noise: float, seed: int) -> Iterator[float]:
