@@ -1,16 +1,28 @@
 """What a report shows, read once from the files of a study, and how its numbers are written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy
-from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Target, TrialResult
+from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, Target, TrialResult
 from autocompress.runs import RunPaths
+from autocompress.study import pareto
 
 Row = Mapping[str, Any]
 UNKNOWN = "-"
+MOST_LINES = 14  # of a recipe in words, beside the mark of a figure
+OUTCOMES = {
+    "measured": "ran to the end",
+    "gated": "stopped before training: too slow to reach the front",
+    "infeasible": "this model or target cannot realize it",
+    "out_of_memory": "ran out of memory",
+    "diverged": "the loss was no longer finite",
+    "timed_out": "took too long",
+    "died": "its process died",
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +36,42 @@ class Facts:
     layers: tuple[LayerInfo, ...]
     results: list[TrialResult]
     holdouts: dict[int, Measurement]
+    inspections: dict[int, Inspection]
+    attributions: dict[int, Attribution]
 
     @property
     def chosen(self) -> Row | None:
         """The best, or where no recipe met both bounds the nearest."""
         return self.summary.get("best") or self.summary.get("nearest")
+
+    @property
+    def word(self) -> str:
+        """What the chosen trial is."""
+        return "best" if self.summary.get("best") else "nearest"
+
+    @property
+    def trial(self) -> int:
+        """Number of the chosen trial; -1 where there is none."""
+        return int(self.chosen["trial"]) if self.chosen else -1
+
+    @cached_property
+    def measured(self) -> dict[int, Measurement]:
+        """Search measurements, by trial number."""
+        return {result.number: result.measurement for result in self.results if result.measurement is not None}
+
+    @cached_property
+    def front(self) -> list[int]:
+        """Trials of the front, as `show` has them."""
+        return [row["trial"] for row in self.summary.get("front") or []]
+
+    @cached_property
+    def recipes(self) -> dict[int, str]:
+        """Every trial's recipe in words, a line a changed layer or run of equal ones."""
+        return {result.number: cut(pareto.describe(result.recipe, self.layers)) for result in self.results}
+
+    @property
+    def inspection(self) -> Inspection | None:
+        return self.inspections.get(self.trial)
 
 
 def read_facts(paths: RunPaths, summary: Row) -> Facts:
@@ -40,18 +83,46 @@ def read_facts(paths: RunPaths, summary: Row) -> Facts:
             f"Go on with `autocompress resume {paths.study}`."
         )
     baseline, machine, layers = paths.read_baseline(), paths.read_machine(), paths.read_layers()
-    return Facts(summary, config, baseline, machine, layers, results, paths.holdouts())
+    also = paths.holdouts(), paths.inspections(), paths.attributions()
+    return Facts(summary, config, baseline, machine, layers, results, *also)
+
+
+def cut(lines: Sequence[str]) -> str:
+    rest = len(lines) - MOST_LINES
+    return "\n".join(lines if rest <= 0 else [*lines[:MOST_LINES], f"and {rest} lines more"])
+
+
+def told(facts: Facts, trial: int, row: Row | None = None) -> str:
+    """What the mark of a trial says: its numbers (those of ``row``, where it is given), then its recipe in words."""
+    point = facts.measured.get(trial)
+    if row is None and point is None:
+        result = next(result for result in facts.results if result.number == trial)
+        speed = "" if result.gate_speedup is None else f", {result.gate_speedup:.2f}x before training"
+        return f"trial {trial}: {OUTCOMES[result.outcome]}{speed}\n{facts.recipes[trial]}"
+    shown = row or (point.model_dump(include={"speedup", "speedup_low", "speedup_high", "drop", "size_bytes"}) if point else {})
+    weight = f", {size(shown['size_bytes'])}" if shown.get("size_bytes") is not None else ""
+    return f"trial {trial}: {interval(shown)}, drop {number(shown['drop'], 2)} points{weight}\n{facts.recipes[trial]}"
+
+
+def within(facts: Facts, point: Measurement) -> bool:
+    """Does it keep both bounds?"""
+    return pareto.Bounds(facts.config.max_drop, facts.config.min_speedup).hold(point.drop, point.speedup)
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
-    return UNKNOWN if value is None else f"{value + 0.0:.{digits}f}{unit}"
+    """Trailing zeros stay: they say how much was measured. Never "-0.00"."""
+    return UNKNOWN if value is None else f"{value:z.{digits}f}{unit}"
+
+
+def signed(value: float | None, digits: int, unit: str = "") -> str:
+    return UNKNOWN if value is None else f"{value:+z.{digits}f}{unit}"
 
 
 def size(amount: float | None) -> str:
     """Bytes in decimal units."""
     if amount is None:
         return UNKNOWN
-    return f"{amount / 1e6:.2f} MB" if amount >= 1e6 else f"{amount / 1e3:.1f} kB"
+    return f"{amount / 1e6:.2f} MB" if abs(amount) >= 1e6 else f"{amount / 1e3:.1f} kB"
 
 
 def interval(row: Row | None) -> str:
@@ -59,6 +130,14 @@ def interval(row: Row | None) -> str:
     if not row or row.get("speedup") is None:
         return UNKNOWN
     return f"{row['speedup']:.2f}x ({number(row.get('speedup_low'), 2)} to {number(row.get('speedup_high'), 2)})"
+
+
+def drop_interval(point: Measurement | None) -> str:
+    """``0.50 (0.10 to 0.90)``: points lost, with the paired 95 % interval where it was measured."""
+    if point is None:
+        return UNKNOWN
+    known = point.drop_low is not None and point.drop_high is not None
+    return number(point.drop, 2) + (f" ({number(point.drop_low, 2)} to {number(point.drop_high, 2)})" if known else "")
 
 
 def where(target: Target) -> str:
