@@ -346,7 +346,7 @@ def replay(
 
 @app.command()
 def report(study: StudyName, runs: Runs = RUNS) -> None:
-    """Write report.html and pareto.png of a study.
+    """Write report.html, figures/ and trials.csv of a study.
 
     They go into the study's folder; the HTML is one self-contained file.
 

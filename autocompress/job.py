@@ -135,7 +135,7 @@ def export(study: str, *, trial: str | int = "best", out: str | Path, runs: str 
     return show(study, runs).export(trial, out)
 
 
-def report(study: str, runs: str | Path = "runs") -> tuple[Path, Path]:
+def report(study: str, runs: str | Path = "runs") -> tuple[Path, Path, Path]:
     """See Study.report."""
     return show(study, runs).report()
 

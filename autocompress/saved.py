@@ -57,8 +57,8 @@ class Study:
     def csv(self) -> str:
         return trials_csv(self.results)
 
-    def report(self) -> tuple[Path, Path]:
-        """Write report.html and pareto.png."""
+    def report(self) -> tuple[Path, Path, Path]:
+        """Write report.html, the folder figures (PNG and SVG) and trials.csv; returns their paths."""
         return write_report(self.paths, self.summary)
 
     def export(self, trial: str | int = "best", out: str | Path = "artifact") -> Path:

@@ -774,8 +774,8 @@ def test_apply_of_a_recipe_that_cannot_be_measured_is_one_line_that_names_it(ans
 
 
 def test_report_prints_where_the_files_lie(job: FakeJob) -> None:
-    job.answer = (Path("runs/x/report.html"), Path("runs/x/pareto.png"))
-    assert call("report", "x").stdout == "written   runs/x/report.html\nwritten   runs/x/pareto.png\n"
+    job.answer = (Path("runs/x/report.html"), Path("runs/x/figures"), Path("runs/x/trials.csv"))
+    assert call("report", "x").stdout == "written   runs/x/report.html\nwritten   runs/x/figures\nwritten   runs/x/trials.csv\n"
 
 
 def test_list_shows_a_line_a_study(job: FakeJob) -> None:

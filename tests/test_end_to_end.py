@@ -83,7 +83,7 @@ def test_the_report_is_one_file_that_asks_the_network_for_nothing(shipped: Finis
     assert "shipped" in html
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", html) == []
     assert not re.search(r"@import|url\((?!data:|['\"]?#)", html)
-    assert paths.pareto_png.read_bytes().startswith(b"\x89PNG")
+    assert (paths.figures / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_study_can_be_opened_by_the_dashboard(shipped: Finished) -> None:

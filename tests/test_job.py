@@ -128,9 +128,10 @@ def test_the_study_gives_front_csv_report_words_and_export(study: Study, tmp_pat
     speeds = [row["speedup"] for row in own.front()]
     assert speeds == sorted(speeds, reverse=True)
     assert len(own.csv().splitlines()) == 1 + 4
-    html, png = own.report()
+    html, figures, table = own.report()
     assert html.stat().st_size > 1000
-    assert png.read_bytes().startswith(b"\x89PNG")
+    assert len(table.read_text().splitlines()) == 1 + 4
+    assert (figures / "pareto.png").read_bytes().startswith(b"\x89PNG")
     best = own.best()
     assert best is not None
     assert any("channels" in line or "bit" in line for line in own.words(best["trial"]))
