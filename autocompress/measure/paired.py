@@ -13,7 +13,7 @@ from autocompress.tasks.task import Task, accuracy, lost, score
 
 DRAWS = 1000
 METRIC_DRAWS, METRIC_SECONDS = 400, 0.3  # where every draw calls the user's metric twice
-ENOUGH_DRAWS, FEWEST_DRAWS = 200, 20  # for quantiles, for a standard deviation
+ENOUGH_DRAWS, FEWEST_DRAWS = 200, 5  # for quantiles, for a standard deviation
 MOST_FAILED = 0.1  # of the draws: a metric may have no value on a resample with one class only
 FEW_VALUES = 64
 NORMAL_FROM = 10_000  # samples: the mean of so many is normal, and drawing them is slow
@@ -75,10 +75,15 @@ def _of_metric(
         return None
     middle = lost(task, score(task, baseline_outputs, targets), score(task, outputs, targets))
     if len(drops) < ENOUGH_DRAWS:
-        half = Z * float(np.std(drops, ddof=1))
+        half = _student(len(drops) - 1) * float(np.std(drops, ddof=1))
         return middle - half, middle + half
     low, high = np.quantile(drops, (0.025, 0.975))
     return min(float(low), middle), max(float(high), middle)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by the first terms of its Cornish-Fisher series."""
+    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
 def mcnemar(broken: int, righted: int) -> float:

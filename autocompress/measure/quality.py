@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.measure.paired import mcnemar
-from autocompress.measure.samples import Numbers, is_right, margins, no_classes, probabilities, sample_scores
+from autocompress.measure.samples import Numbers, confidence, is_right, margins, no_classes, sample_scores
 from autocompress.records import Part
 from autocompress.tasks.task import Task, lost
 
@@ -85,7 +85,7 @@ def worst_class(task: Task, classes: tuple[Part, ...]) -> Part | None:
 
 def calibration_error(outputs: Tensor, targets: Tensor) -> float:
     """Expected calibration error in percent, over 15 bins of equal width (Guo et al. 2017, eq. 3); outputs (N, classes), targets (N,)."""
-    sure = probabilities(outputs).max(1).values.double().cpu().numpy()
+    sure = confidence(outputs)
     right = is_right(outputs, targets)
     bins = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(np.int64)
     gaps = np.bincount(bins, right, BINS) - np.bincount(bins, sure, BINS)  # samples of a bin * (accuracy - confidence)

@@ -8,7 +8,7 @@ import toy_task
 from torch import Tensor
 
 from autocompress.errors import InvalidTask
-from autocompress.measure.samples import is_right, margins, no_classes, probabilities, sample_scores
+from autocompress.measure.samples import confidence, is_right, margins, no_classes, sample_scores
 from autocompress.tasks.task import Task, score
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 1.0], [1.0, 1.0, 0.0]])
@@ -63,9 +63,9 @@ def test_ties_of_the_largest_logit_go_to_the_first_class() -> None:
 
 
 @pytest.mark.parametrize("form", ["logits", "logarithms", "probabilities"])
-def test_probabilities_are_the_same_in_whichever_form_the_model_gives_them(form: str) -> None:
+def test_the_confidence_is_the_same_in_whichever_form_the_model_gives_its_outputs(form: str) -> None:
     given: Tensor = {"logits": LOGITS, "logarithms": LOGITS.log_softmax(1), "probabilities": LOGITS.softmax(1)}[form]
-    assert torch.allclose(probabilities(given), LOGITS.softmax(1), atol=1e-6)
+    assert confidence(given) == pytest.approx(LOGITS.softmax(1).amax(1).numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
