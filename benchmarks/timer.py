@@ -30,7 +30,7 @@ REPEATS, QUICK = 50, 10
 LEAST_GOOD, WIDEST, NEAR = 45 / 50, 0.06, 0.05
 MOST_SECONDS, ABOUT_MS = 3.0, (0.5, 2.0)
 LONG_RUNS, LONG = 3, Effort(width=0.0, seconds=8.0, segments=40)
-WIDTHS, SIDE = (64, 80), 22  # of the known pair
+WIDTHS, SIDE = (160, 192), 8  # of the known pair
 SPIN = """
 import os, sys, time
 parent, core = os.getppid(), max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -113,7 +113,7 @@ def _gpu_driver() -> str | None:
     """The version of NVIDIA's kernel driver, as nvidia-smi reads it; None where there is none."""
     if not DRIVER.exists():
         return None
-    found = re.search(r"Kernel Module\D*\s(\d+\.[\d.]+)", DRIVER.read_text(encoding="utf-8"))
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", DRIVER.read_text(encoding="utf-8"))
     return found[1] if found else None
 
 
