@@ -272,10 +272,12 @@ def materials(bench: Bench, recipe: Recipe) -> Materials:
 
 
 def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
-    """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from."""
+    """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from. Raises Diverged for NaN."""
     inputs, targets = bench.splits[split]
     timing, batches = compare_batches(bench.deployed, deployed, bench.batches, effort)
     outputs = predict(deployed, inputs)
+    if outputs.is_floating_point() and not outputs.isfinite().all():
+        raise Diverged(f"the artifact's outputs on the {split} split are not all finite; lower the learning rate or give it more bits")
     same, difference = agreement(outputs[:AGREEMENT_SAMPLES], outputs_of(model, inputs[:AGREEMENT_SAMPLES]))
     accuracy = score(bench.task, outputs, targets, split)
     reference = bench.baseline.accuracy if split == "search" else bench.baseline.holdout_accuracy

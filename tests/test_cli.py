@@ -739,11 +739,12 @@ def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob, tmp_pa
     assert "on 99.72 % of the samples" in result.stdout
 
 
-def test_apply_over_several_batch_sizes_shows_each_and_the_worst(job: FakeJob) -> None:
+def test_apply_over_several_batch_sizes_shows_each_and_the_worst(job: FakeJob, tmp_path: Path) -> None:
     timings = [one | {"latency_ms": 0.3, "baseline_latency_ms": 1.8, "resolved": True} for one in BATCHES]
     measured = Measurement.model_validate(MEASURED.model_dump() | {"batches": timings})
     job.answer = result_of(measured).model_copy(update={"target": Target(batch_sizes=(1, 8))})
-    result = call("apply", "r.yaml", "--task", "digits", "--out", "o", "--batch-size", "8,1")
+    out = exported(tmp_path / "o")
+    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "8,1")
     assert job.asked["batch_size"] == "8,1"
     assert "onnxruntime on cpu, batch 1 and 8, 1 thread\nby batch  6.00x (5.90-6.10) at batch 1\n" in result.stdout
     assert "          2.83x (2.70-2.90) at batch 8, the worst\n" in result.stdout

@@ -25,7 +25,7 @@ FLOORS = {
     "measure": 7,
     "survey": 8,
     **dict.fromkeys(("evaluate", "export"), 9),
-    **dict.fromkeys(("saved", "job"), 10),
+    **dict.fromkeys(("saved", "inspection", "job"), 10),
     **dict.fromkeys(("cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
@@ -34,7 +34,7 @@ FLOORS = {
 # (recipes in words, hypervolume, dimensions), so that there is one definition of each.
 STAIRS = {("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("job", "saved"), ("report", "study")}
 
-TORCH_ROOMS = {"blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "job", "cli"}
+TORCH_ROOMS = {"blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "inspection", "job", "cli"}
 OWNERS = {
     "optuna": {"study"},
     "torch": TORCH_ROOMS,

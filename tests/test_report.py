@@ -184,8 +184,8 @@ def test_every_number_of_the_comparison_is_shown(tmp_path: Path) -> None:
     assert "Latency, median 2.000 ms 0.345 ms Latency in eager PyTorch 3.000 ms" in text
     assert "Speedup 1x 5.80x (5.51 to 6.09)" in text
     assert "Numbers of the holdout split; times of onnxruntime on cpu at batch 1, 2 threads" in text
-    assert "Size of the packed weights 400.0 kB 69.0 kB accuracy 99.00 96.30 Drop in points 0 2.70" in text
-    assert "search holdout gap Speedup 6.00x (5.70 to 6.30) 5.80x (5.51 to 6.09) -0.20 Drop in points 2.50 2.70 +0.20" in text
+    assert "Size of the packed weights 400.0 kB 69.0 kB accuracy 99.00 96.30 Drop of accuracy in points 0 2.70" in text
+    assert "search holdout gap Speedup 6.00x (5.70 to 6.30) 5.80x (5.51 to 6.09) -0.20 Drop of accuracy in points 2.50 2.70 +0.20" in text
 
 
 def test_what_was_measured_of_tails_batches_and_drop_is_shown_with_its_intervals(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_what_was_measured_of_tails_batches_and_drop_is_shown_with_its_intervals
     assert "90 % of the calls within 2.200 ms 0.400 ms Latency, 99 % of the calls within 2.900 ms 0.500 ms" in text
     assert "5.80x (5.51 to 6.09), not resolved Probability that a block of calls is faster - 97 %" in text
     assert "Latency at batch 4 (the worst) 4.000 ms 1.000 ms, 4.00x (4.00 to 4.00) Latency at batch 8 8.000 ms" in text
-    assert "Drop in points 0 2.70 (1.90 to 3.50)" in text
+    assert "Drop of accuracy in points 0 2.70 (1.90 to 3.50)" in text
 
 
 def test_without_inspection_and_attribution_the_page_says_how_to_get_them(tmp_path: Path) -> None:

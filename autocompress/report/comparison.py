@@ -145,7 +145,8 @@ def front_table(facts: Facts) -> str:
     for row in front:
         holdout = row.get("holdout") or {}
         trial = f"{row['trial']} (best)" if row["trial"] == best else row["trial"]
-        numbers = (drop_interval(facts.measured.get(row["trial"]), facts.unit), size(row.get("size_bytes")), number(row.get("latency_ms"), 3, " ms"))
+        drop = drop_interval(facts.measured.get(row["trial"]), facts.unit)
+        numbers = (drop, size(row.get("size_bytes")), number(row.get("latency_ms"), 3, " ms"))
         rows.append((trial, interval(row), *numbers, interval(holdout), score(holdout.get("drop"), facts.unit)))
     marked = next((index for index, row in enumerate(front) if row["trial"] == best), -1)
     text = "No measured recipe beats one of these on both speed and drop. Speedups with 95 % intervals are against"

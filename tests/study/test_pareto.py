@@ -240,10 +240,11 @@ def test_a_row_over_several_batch_sizes_has_each_and_the_worst(make_trial: MakeT
     timing = {"latency_ms": 1.0, "baseline_latency_ms": 4.0, "speedup_low": 1.0, "speedup_high": 9.0, "resolved": True}
     batches = [{"batch_size": size, "speedup": speedup, **timing} for size, speedup in ((1, 5.0), (8, 2.0), (32, 6.4))]
     several = Measurement.model_validate(point_of(one).model_dump() | {"batches": batches})
-    told = row(one.model_copy(update={"measurement": several}), None)
+    told = row(one.model_copy(update={"measurement": several}), None, Bounds(3.0, 2.0))
     assert [(part["batch_size"], part["speedup"]) for part in told["batches"]] == [(1, 5.0), (8, 2.0), (32, 6.4)]
     assert told["worst"] == told["batches"][1]
-    assert (row(one, None)["batches"], row(one, None)["worst"]) == ([], None)
+    alone = row(one, None, Bounds(3.0, 2.0))
+    assert (alone["batches"], alone["worst"]) == ([], None)
 
 
 def test_the_summary_of_a_study_without_trials_has_nulls_and_no_infinities(make_config: Callable[..., SearchConfig]) -> None:
