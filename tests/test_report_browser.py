@@ -126,4 +126,5 @@ def inside(page: Page) -> bool:
     size = page.viewport_size
     assert area is not None
     assert size is not None
-    return bool(area["x"] >= 0 and area["x"] + area["width"] <= size["width"] and area["y"] >= 0)
+    across, down = area["x"] + area["width"], area["y"] + area["height"]
+    return bool(area["x"] >= 0 and across <= size["width"] and area["y"] >= 0 and down <= size["height"])

@@ -14,7 +14,7 @@ from autocompress.study import pareto
 Row = Mapping[str, Any]
 UNKNOWN = "-"
 PERCENT = "%"
-MOST_LINES = 14  # of a recipe in words, beside the mark of a figure
+MOST_LINES = 10  # of a recipe in words, beside the mark of a figure
 OUTCOMES = {
     "measured": "ran to the end",
     "gated": "stopped before training: too slow to reach the front",
@@ -99,8 +99,9 @@ def read_facts(paths: RunPaths, summary: Row) -> Facts:
 
 
 def cut(lines: Sequence[str]) -> str:
+    """At most MOST_LINES and a line that counts the rest; the last two stay, for they tell of the training."""
     rest = len(lines) - MOST_LINES
-    return "\n".join(lines if rest <= 0 else [*lines[:MOST_LINES], f"and {rest} lines more"])
+    return "\n".join(lines if rest <= 0 else [*lines[: MOST_LINES - 2], f"and {rest} lines more", *lines[-2:]])
 
 
 def told(facts: Facts, trial: int, row: Row | None = None) -> str:

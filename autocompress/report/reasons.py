@@ -38,7 +38,7 @@ def reasons_drawing(facts: Facts) -> Drawing | None:
         tips |= told_(axes.barh(rows, values, height=0.7, color=colours).patches, name.replace(" ", "-"), said)
         axes.axvline(0, color=SOFT, linewidth=0.8)
         axes.set_xlabel(name, fontsize=SMALL)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
     label = f"What {len(shown)} decisions of trial {found.trial} bought in time and cost in accuracy"
     caption = "Each decision undone in turn and measured. Grey: it bought no time, within the interval."
     return Drawing("attribution", f"Why trial {found.trial} is fast", label, caption, settled(figure), tips)

@@ -29,11 +29,20 @@ function show(mark) {
   mark.classList.add("on");
   box.textContent = texts[Number(mark.dataset.tip)];
   box.hidden = false;
-  const area = mark.getBoundingClientRect(), width = document.documentElement.clientWidth, high = box.offsetHeight;
-  const left = Math.min(Math.max(area.left + area.width / 2 - box.offsetWidth / 2, 8), width - box.offsetWidth - 8);
-  const below = area.bottom + 10, above = area.top - 10 - high;
-  box.style.left = `${Math.max(left, 8)}px`;
-  box.style.top = `${below + high < window.innerHeight || above < 8 ? below : above}px`;
+  place(mark.getBoundingClientRect());
+}
+
+// Below the mark, or above it, or, where the text is too long for both, beside it; always inside the window.
+function place(area) {
+  const across = document.documentElement.clientWidth - box.offsetWidth - 8, down = window.innerHeight - box.offsetHeight - 8;
+  const below = area.bottom + 10, above = area.top - 10 - box.offsetHeight;
+  let left = area.left + area.width / 2 - box.offsetWidth / 2, top = below <= down ? below : above;
+  if (top < 8) {
+    top = area.top - box.offsetHeight / 2;
+    left = area.right + 12 <= across ? area.right + 12 : area.left - 12 - box.offsetWidth;
+  }
+  box.style.left = `${Math.max(Math.min(left, across), 8)}px`;
+  box.style.top = `${Math.max(Math.min(top, down), 8)}px`;
 }
 
 for (const figure of document.querySelectorAll("svg.live")) {
@@ -51,8 +60,8 @@ for (const figure of document.querySelectorAll("svg.live")) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const place = (mark) => { const area = mark.getBoundingClientRect(); return [area.left + area.width / 2, area.top]; };
-    const ordered = marks.map((mark) => [mark, ...place(mark)]).sort((a, b) => a[1] - b[1] || a[2] - b[2]).map(([mark]) => mark);
+    const middle = (mark) => { const area = mark.getBoundingClientRect(); return [area.left + area.width / 2, area.top]; };
+    const ordered = marks.map((mark) => [mark, ...middle(mark)]).sort((a, b) => a[1] - b[1] || a[2] - b[2]).map(([mark]) => mark);
     const at = ordered.findIndex((mark) => mark.classList.contains("on"));
     show(ordered[at < 0 ? (step > 0 ? 0 : ordered.length - 1) : (at + step + ordered.length) % ordered.length]);
   });
