@@ -242,7 +242,7 @@ def test_what_each_decision_bought_is_shown_and_a_figure_that_is_no_longer_true_
     )
     write_text(paths.trial(3).attribution, to_json(Attribution(trial=3, decisions=(undone,), simpler_measurement=measurement(8.0, 2.0))))
     page = Page(write_report(paths, summarize(RESULTS, confirmed_best()))[0].read_text(encoding="utf-8"))
-    assert "50 % of channels (bought nothing) 1 +0.250 ms +0.50 3.00x 2.00" in page.text
+    assert "50 % of channels (bought nothing) 1 +0.250 ms +0.50 points 3.00x 2.00" in page.text
     assert "the smaller recipe is measured at 8.00x (7.60 to 8.40), drop 2.00 points" in page.text
     assert (paths.figures / "attribution.svg").exists()
     paths.trial(3).attribution.unlink()
