@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -273,13 +274,7 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
     reference = bench.baseline.accuracy if split == "search" else bench.baseline.holdout_accuracy
     return Measurement(
         split=split,
-        latency_ms=timing.latency_ms,
-        baseline_latency_ms=timing.baseline_latency_ms,
-        speedup=timing.speedup,
-        speedup_low=timing.low,
-        speedup_high=timing.high,
-        resolved=timing.resolved,
-        blocks=timing.blocks,
+        **timing_fields(timing),
         accuracy=accuracy,
         baseline_accuracy=reference,
         drop=reference - accuracy,
@@ -291,6 +286,27 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         max_difference=difference,
         machine=bench.machine.digest,
     )
+
+
+def timing_fields(timing: Timing) -> dict[str, Any]:
+    """What a Measurement holds of a timing."""
+    return {
+        "latency_ms": timing.latency_ms,
+        "baseline_latency_ms": timing.baseline_latency_ms,
+        "speedup": timing.speedup,
+        "speedup_low": timing.low,
+        "speedup_high": timing.high,
+        "resolved": timing.resolved,
+        "blocks": timing.blocks,
+    }
+
+
+def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) -> Measurement:
+    """The measurement of a stored artifact with another timing of it against the baseline; all else in it stays."""
+    assert result.measurement is not None
+    model = rebuild(bench.task.model, result.recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
+    timing = compare(bench.deployed, bench.runtime.open(artifact, bench.target.threads, model), bench.inputs, effort)
+    return result.measurement.model_copy(update=timing_fields(timing))
 
 
 def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:

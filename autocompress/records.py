@@ -184,7 +184,10 @@ class Undone(Frozen):
     drop: float
     bought_ms: float = Field(description="latency without it minus latency with it")
     cost_points: float = Field(description="drop with it minus drop without it")
-    bought: bool = Field(description="false: the time without it is no longer, within the interval, so that it can go")
+    bought_bytes: int = Field(default=0, description="weights file without it minus weights file with it")
+    bought: bool = Field(
+        description="false: without it no slower, within the intervals, and where it is a setting of training or of grids no worse"
+    )
 
 
 class Attribution(Frozen):
@@ -194,6 +197,7 @@ class Attribution(Frozen):
     decisions: tuple[Undone, ...]
     simpler: Recipe | None = None
     simpler_measurement: Measurement | None = None
+    notes: tuple[str, ...] = Field(default=(), description="decisions that could not be undone, with the reason")
 
 
 class Baseline(Frozen):

@@ -20,13 +20,19 @@ from autocompress.errors import Diverged, InfeasibleRecipe, InvalidSpace, Invali
 from autocompress.recipe import Assistant, Recipe
 from autocompress.records import LayerInfo, Measurement, Target, TrialResult
 
-COMMANDS = ("search", "resume", "show", "export", "apply", "report", "list", "doctor")
+COMMANDS = (
+    *("search", "resume", "show", "explain", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
+)
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
     "search": "task space budget study runtime device batch-size threads max-drop min-speedup seed runs storage json dry-run",
     "resume": "budget runs",
     "show": "json csv runs",
+    "explain": "trial json runs",
+    "ask": "max-drop min-speedup max-size json runs",
+    "compare": "json runs",
     "export": "trial out runs",
+    "verify": "task speed-tolerance accuracy-tolerance speed json runs",
     "apply": "task out runtime device batch-size threads runs",
     "report": "runs",
     "list": "runs",
