@@ -29,8 +29,7 @@ def present_attribution(found: Attribution, simpler: Path | None, console: Termi
     console.line(f"trial {found.trial}: what each decision bought, by the recipe without it, on the search split", "bold")
     rows = [
         (
-            one.decision,
-            _layers(one.layers) if one.layers else "the whole model",
+            f"{_layers(one.layers)}: {one.decision}" if one.layers else one.decision,
             times(one.speedup),
             points(one.drop),
             f"{one.bought_ms:+.3f}",
@@ -40,8 +39,8 @@ def present_attribution(found: Attribution, simpler: Path | None, console: Termi
         )
         for one in found.decisions
     ]
-    columns = ("decision", "of", "speed\nwithout", "drop\nwithout", "bought\nms", "cost\npoints", "bought\nsize", "worth\nit")
-    console.print(table(columns, rows, right=columns[2:7]))
+    columns = ("decision", "speed\nwithout", "drop\nwithout", "bought\nms", "cost\npoints", "bought\nsize", "worth\nit")
+    console.print(table(columns, rows, right=columns[1:6]))
     console.line("Bought: how much longer, and larger, it is without the decision. Cost: points", "dim")
     console.line("that the decision lost; below 0 it won them.", "dim")
     for note in found.notes:

@@ -1,6 +1,6 @@
 """Contenders are timed longer, against the baseline, until their order is decided; what was timed is kept and read by all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def bench() -> Bench:
 
 
 @pytest.fixture
-def retimed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[int]]]:
+def retimed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Stub the timing: speed by trial number, half the width by round."""
 
     def stub(speeds: dict[int, float], halves: tuple[float, float] = (0.2, 0.01)) -> list[int]:
@@ -60,7 +60,7 @@ def retimed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[int]
         monkeypatch.setattr(contest, "retime", retime)
         return calls
 
-    yield stub
+    return stub
 
 
 def test_only_contenders_are_timed_and_the_second_round_times_what_is_still_open(
