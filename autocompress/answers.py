@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocompress.records import Attribution, Measurement, Undone
+from autocompress.records import Attribution, Measurement
 from autocompress.terminal import (
     UNKNOWN,
     Row,
@@ -26,7 +26,7 @@ FEW = 2  # layers of a decision that are listed; of more, the first and the last
 
 def present_attribution(found: Attribution, simpler: Path | None, console: Terminal) -> None:
     """A line a decision, then the recipe that is left; ``simpler`` is its recipe.yaml."""
-    console.line(f"trial {found.trial}: what each decision bought, by the recipe without it, on the search split", "bold")
+    console.line(f"trial {found.trial}: what each decision bought, measured without it", "bold")
     rows = [
         (
             f"{_layers(one.layers)}: {one.decision}" if one.layers else one.decision,
@@ -51,10 +51,11 @@ def present_attribution(found: Attribution, simpler: Path | None, console: Termi
 def present_simpler(found: Attribution, simpler: Path | None, console: Terminal) -> None:
     useless = [one for one in found.decisions if not one.bought]
     if found.simpler_measurement is None:
-        console.field("simpler", "none: every decision bought something" if not useless else "none could be measured")
+        console.field("simpler", "none, see the note" if useless else "none: every decision bought something")
         return
-    console.field("simpler", f"without {_listed(useless)}:", "bold")
-    console.field("", numbers(found.simpler_measurement.model_dump()))
+    console.field("simpler", numbers(found.simpler_measurement.model_dump()), "bold")
+    for one in useless:
+        console.field("", f"without {one.decision}" + (f" of {_layers(one.layers)}" if one.layers else ""))
     if simpler is not None:
         console.field("recipe", simpler)
 
@@ -185,10 +186,6 @@ def _missed(name: str, gap: float) -> str:
         "min_speedup": f"{gap:.2f}x too slow",
         "max_bytes": f"{size(gap)} too large",
     }[name]
-
-
-def _listed(decisions: Sequence[Undone]) -> str:
-    return "; ".join(one.decision + (f" of {_layers(one.layers)}" if one.layers else "") for one in decisions)
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -301,11 +301,16 @@ def timing_fields(timing: Timing) -> dict[str, Any]:
     }
 
 
+def opened(recipe: Recipe, bench: Bench, artifact: Path) -> Deployed:
+    """A stored artifact, loaded to be run."""
+    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
+    return bench.runtime.open(artifact, bench.target.threads, model)
+
+
 def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) -> Measurement:
     """The measurement of a stored artifact with another timing of it against the baseline; all else in it stays."""
     assert result.measurement is not None
-    model = rebuild(bench.task.model, result.recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
-    timing = compare(bench.deployed, bench.runtime.open(artifact, bench.target.threads, model), bench.inputs, effort)
+    timing = compare(bench.deployed, opened(result.recipe, bench, artifact), bench.inputs, effort)
     return result.measurement.model_copy(update=timing_fields(timing))
 
 

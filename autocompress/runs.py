@@ -67,6 +67,10 @@ class TrialPaths:
         return self.folder / "remeasured.json"
 
     @property
+    def beside(self) -> Path:
+        return self.folder / "beside.json"
+
+    @property
     def inspection(self) -> Path:
         return self.folder / "inspection.json"
 

@@ -1,5 +1,6 @@
 """Do the numbers of an exported folder hold here? For a user's CI: measured again, and judged against its own measured.json."""
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,9 @@ def verify(
     made from.
     """
     progress, folder = progress or Progress(), Path(folder)
+    for option, allowed in (("--speed-tolerance", tolerance.speed_percent), ("--accuracy-tolerance", tolerance.accuracy_points)):
+        if not (math.isfinite(allowed) and allowed >= 0):
+            raise UserError(f"{option}: must be a finite number of at least 0, got {allowed}")
     check_files(folder)
     told = read_measured(folder)
     claimed = told.claimed

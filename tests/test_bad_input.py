@@ -259,6 +259,18 @@ def test_a_size_that_is_none_is_refused(shipped: Finished, size: str) -> None:
     assert f"got {size!r}" in refused(call("ask", "shipped", f"--max-size={size}", "--runs", str(shipped.paths.runs)))
 
 
+@pytest.mark.parametrize(("option", "value"), [("--max-drop", "nan"), ("--max-drop", "inf"), ("--min-speedup", "inf")])
+def test_a_wish_that_is_no_number_is_refused(shipped: Finished, option: str, value: str) -> None:
+    line = refused(call("ask", "shipped", option, value, "--runs", str(shipped.paths.runs)))
+    assert f"{option}: must be a finite number, got {value}" in line
+
+
+@pytest.mark.parametrize("option", ["--speed-tolerance", "--accuracy-tolerance"])
+def test_a_tolerance_that_is_no_number_is_refused(shipped: Finished, option: str) -> None:
+    assert f"{option}: must be a finite number of at least 0, got inf" in refused(call("verify", str(shipped.paths.runs), option, "inf"))
+    assert option in misused(call("verify", str(shipped.paths.runs), option, "nan"))
+
+
 def lost(file: Path) -> None:
     file.unlink()
 

@@ -749,7 +749,7 @@ def test_an_explanation_has_a_line_a_decision_and_offers_the_simpler_recipe(job:
     assert "0.50 -0.001 +0.06 -300 B no" in shown
     assert "a to c (3 layers): 20 % of" in shown
     assert "[channels]" in shown
-    assert "simpler without quantization: equalize yes: 4.09x (3.90-4.31), drop 0.56 points, 61.4 kB" in shown
+    assert "simpler 4.09x (3.90-4.31), drop 0.56 points, 61.4 kB without quantization: equalize yes" in shown
     assert f"recipe r/digits/undone/{Recipe().digest}/recipe.yaml" in shown
     assert "note order: could not be undone" in shown
     assert max(map(len, result.stdout.splitlines())) <= 80

@@ -1,6 +1,7 @@
 """Every decision of a recipe is undone and really measured; what bought nothing goes, and an interruption loses nothing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from autocompress.decisions import Decision
 from autocompress.errors import InvalidStudy
 from autocompress.evaluate import Bench, Gate
 from autocompress.explain import undone
+from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
 from autocompress.recipe import LayerPlan, Quantization, Recipe
-from autocompress.records import Attribution, Measurement, TrialResult
-from autocompress.runs import RunPaths, only_driver, read_json
+from autocompress.records import Attribution, Beside, Measurement, TrialResult
+from autocompress.runs import RunPaths, only_driver, read_json, to_json
 
 ROOM = explain_trial.__globals__  # the room bears the name of its function
 QUIET = Progress(quiet=True)
@@ -59,8 +61,7 @@ def test_each_decision_is_undone_measured_and_told_with_what_it_bought(paths: Ru
     layers = {name for one in found.decisions for name in one.layers}
     assert layers == {plan.name for plan in trial.recipe.layers if plan != LayerPlan(name=plan.name)}
     for one in found.decisions:
-        with_ms, without_ms = point.baseline_latency_ms / point.speedup, point.baseline_latency_ms / one.speedup
-        assert one.bought_ms == pytest.approx(without_ms - with_ms)
+        assert one.bought_ms == pytest.approx(point.latency_ms * (point.speedup / one.speedup - 1), abs=1e-9)
         assert one.cost_points == pytest.approx(point.drop - one.drop)
         if one.layers:
             assert one.bought is (one.bought_ms > 1e-9), "the times of the fake runtime are exact"
@@ -80,6 +81,42 @@ def test_the_recipe_that_is_left_without_what_bought_nothing_is_measured(paths: 
     assert found.simpler.quantization == Quantization()
     assert found.simpler_measurement is not None
     assert paths.undone(found.simpler.digest).artifact.is_dir() or found.simpler.digest in {one.recipe.digest for one in paths.results()}
+
+
+def test_what_buys_nothing_alone_but_something_together_is_kept(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = chosen(paths)
+    point = trial.measurement
+    assert point is not None
+    calls: list[str] = []
+
+    def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
+        calls.append(recipe.digest)
+        plain = all(plan == LayerPlan(name=plan.name) for plan in recipe.layers)
+        halved = point.model_copy(update={"latency_ms": 0.5 if plain else 1.0})
+        (folder / "artifact").mkdir(parents=True)
+        return TrialResult(recipe=recipe, target=bench.target, outcome="measured", measurement=halved)
+
+    def compare(chosen: TrialResult, other: TrialResult, inputs: object, effort: object) -> Timing:
+        assert other.measurement is not None
+        ratio = other.measurement.latency_ms
+        return Timing(1.0, 1.0, ratio, ratio, ratio, resolved=True, blocks=9)
+
+    results = {trial.recipe.digest: trial}
+
+    def opened(recipe: Recipe, bench: Bench, artifact: Path) -> TrialResult:
+        file = artifact.parent / "result.json"
+        return results.get(recipe.digest) or read_json(file, TrialResult)
+
+    for name, stub in (("evaluate", evaluate), ("compare", compare), ("opened", opened)):
+        monkeypatch.setitem(ROOM, name, stub)
+    for other in paths.results():
+        if other.number != trial.number:
+            paths.trial(other.number).result.unlink()
+    found = explained(paths, trial.number)
+    assert not any(one.bought for one in found.decisions)
+    assert found.simpler is None
+    assert f"keep trial {trial.number}" in found.notes[-1]
+    assert len(calls) == len(found.decisions) + 1
 
 
 def worst(trial: TrialResult) -> Measurement:
@@ -136,22 +173,53 @@ def measurement(speedup: float, drop: float, half: float = 0.1) -> Measurement:
 
 
 @pytest.mark.parametrize(
-    ("layers", "speedup", "drop", "bought"),
+    ("layers", "ratio", "drop", "bought"),
     [
-        (("a",), 3.0, 1.0, True),  # slower without it
-        (("a",), 3.9, 1.0, False),  # not slower beyond the intervals
-        (("a",), 3.9, 2.0, False),  # a width is there for time, and its accuracy is told
-        ((), 4.0, 2.0, True),  # a setting of training: worse without it
-        ((), 4.0, 1.0, False),
-        ((), 4.0, 0.5, False),
+        (("a",), 0.75, 1.0, True),  # slower without it
+        (("a",), 0.98, 1.0, False),  # the interval covers 1
+        (("a",), 0.96, 1.0, True),  # so it does here, and it is slower by 4 %
+        (("a",), 1.1, 2.0, False),  # a width is there for time, and its accuracy is told
+        ((), 1.0, 2.0, True),  # a setting of training: worse without it
+        ((), 1.0, 1.0, False),
+        ((), 1.0, 0.5, False),
     ],
 )
-def test_what_a_decision_bought(layers: tuple[str, ...], speedup: float, drop: float, bought: bool) -> None:
-    one = undone(Decision("x", layers, (), Recipe()), measurement(speedup, drop), measurement(4.0, 1.0))
+def test_what_a_decision_bought(layers: tuple[str, ...], ratio: float, drop: float, bought: bool) -> None:
+    beside = Beside(trial="x", ratio=ratio, ratio_low=ratio - 0.05, ratio_high=ratio + 0.05, latency_ms=2 / ratio, trial_latency_ms=2.0)
+    one = undone(Decision("x", layers, (), Recipe()), measurement(5.0, drop), measurement(4.0, 1.0), beside)
     assert one.bought is bought
-    assert one.bought_ms == pytest.approx(1 / speedup - 1 / 4.0)
+    assert one.speedup == pytest.approx(4.0 * ratio), "timed beside the trial, not as it was timed some other day"
+    assert one.bought_ms == pytest.approx(2 / ratio - 2)
     assert one.cost_points == pytest.approx(1.0 - drop)
-    assert one.bought_bytes == int(1000 / speedup) - 250
+    assert one.bought_bytes == 200 - 250
+
+
+def test_what_was_timed_beside_another_trial_is_timed_again(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = chosen(paths)
+    explained(paths, trial.number)
+    files = list(paths.folder.glob("undone/*/beside.json"))
+    assert len(files) >= 2
+    other = read_json(files[0], Beside).model_copy(update={"trial": "another", "ratio": 77.0})
+    files[0].write_text(to_json(other))
+    explained(paths, trial.number)
+    assert read_json(files[0], Beside).ratio < 77
+
+
+def test_what_lost_its_artifact_is_measured_again(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = chosen(paths)
+    explained(paths, trial.number)
+    (lost, *_) = paths.folder.glob("undone/*/artifact")
+    shutil.rmtree(lost)
+    again = counted(monkeypatch)
+    explained(paths, trial.number)
+    assert again == [lost.parent.name]
+
+
+def test_without_the_artifact_of_the_trial_nothing_can_be_timed_beside_it(paths: RunPaths) -> None:
+    trial = chosen(paths)
+    paths.trial(trial.number).artifact.rename(paths.folder / "gone")
+    with pytest.raises(InvalidStudy, match=f"the artifact of trial {trial.number} is missing"):
+        explained(paths, trial.number)
 
 
 # ---- from the command line, and refusals ----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Questions to the stored trials of a study, also while it runs: the fastest within these bounds, or the nearest. Nothing is trained."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,13 @@ def ask(
     max_size: str | int | None = None,
     runs: str | Path = "runs",
 ) -> dict[str, Any]:
-    """What `autocompress ask --json` prints: see ``answer``. Raises InvalidStudy where no trial is measured, UserError for a wrong size."""
+    """What `autocompress ask --json` prints: see ``answer``.
+
+    Raises InvalidStudy where no trial is measured, UserError for a wrong bound.
+    """
+    for option, bound in (("--max-drop", max_drop), ("--min-speedup", min_speedup)):
+        if bound is not None and not math.isfinite(bound):
+            raise UserError(f"{option}: must be a finite number, got {bound}; leave it out where there is no bound")
     wishes = Wishes(max_drop, min_speedup, None if max_size is None else parse_size(max_size))
     paths = RunPaths(Path(runs), study)
     config, results = paths.read_config(), paths.results()
