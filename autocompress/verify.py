@@ -90,13 +90,16 @@ def verify(
 
 
 def judge(claimed: Measurement, now: Measurement, tolerance: Tolerance, no_speed: str = "") -> tuple[Check, ...]:
-    """Speed holds where its interval reaches into claimed +- tolerance; accuracy within its tolerance, for the same file on the same
+    """Speed holds where its interval reaches into that of the claim, widened by the tolerance; accuracy within its tolerance, for the same file on the same
     data repeats; sizes exactly. With ``no_speed``, the reason, speed is not judged.
     """
     percent, allowed = tolerance.speed_percent, tolerance.accuracy_points
-    low, high = (claimed.speedup * (1 + sign * percent / 100) for sign in (-1, 1))
+    low, high = claimed.speedup_low * (1 - percent / 100), claimed.speedup_high * (1 + percent / 100)
     fast = None if no_speed else now.speedup_high >= low and now.speedup_low <= high
-    speed = no_speed or f"interval {now.speedup_low:.2f}-{now.speedup_high:.2f} must reach into {low:.2f}-{high:.2f} ({percent:g} %)"
+    speed = (
+        no_speed
+        or f"interval {now.speedup_low:.2f}-{now.speedup_high:.2f} must reach into {low:.2f}-{high:.2f} (the claim's and {percent:g} %)"
+    )
     accurate = abs(now.accuracy - claimed.accuracy) <= allowed + 1e-9
     points = f"within {allowed:g} points, {now.samples} samples of the {now.split} split"
     sizes = (("weights bytes", claimed.size_bytes, now.size_bytes), ("deployed bytes", claimed.deployed_bytes, now.deployed_bytes))
