@@ -87,8 +87,8 @@ def verify(
 
     Files first, by SHA256SUMS: one that is missing or changed is a line and exit code 2, before anything is timed. Then the artifact is
     measured here: speed against a freshly deployed baseline, the metric on the holdout split, size. Speed holds when its 95 % interval
-    reaches into that of the claim, widened by the tolerance. On another machine, or with other versions, than measured.json names, the speed is shown and
-    judged only with --speed. Exit code 4: a number does not hold.
+    reaches into that of the claim, widened by the tolerance. On another machine, or with other versions, than measured.json names, the
+    speed is shown and judged only with --speed. Exit code 4: a number does not hold.
 
     \b
     Examples:

@@ -90,8 +90,8 @@ def verify(
 
 
 def judge(claimed: Measurement, now: Measurement, tolerance: Tolerance, no_speed: str = "") -> tuple[Check, ...]:
-    """Speed holds where its interval reaches into that of the claim, widened by the tolerance; accuracy within its tolerance, for the same file on the same
-    data repeats; sizes exactly. With ``no_speed``, the reason, speed is not judged.
+    """Speed holds where its interval reaches into that of the claim, widened by the tolerance; accuracy within its tolerance, for the
+    same file on the same data repeats; sizes exactly. With ``no_speed``, the reason, speed is not judged.
     """
     percent, allowed = tolerance.speed_percent, tolerance.accuracy_points
     low, high = claimed.speedup_low * (1 - percent / 100), claimed.speedup_high * (1 + percent / 100)
