@@ -5,6 +5,7 @@ Exit codes: 0 found, 2 wrong input, 3 finished but no recipe met the bounds, 4 a
 it says (verify), 130 interrupted (143 by SIGTERM).
 """
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -135,10 +136,22 @@ def version(asked: bool) -> None:
         raise typer.Exit
 
 
+def batch_sizes(text: str) -> str:
+    """What was written, once it reads."""
+    from autocompress.config import parse_batch_sizes
+
+    try:
+        parse_batch_sizes(text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
+    return text
+
+
+BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
 TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")]
 RuntimeName = Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where recovery trains: cpu, cuda; auto takes CUDA when there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Batch size at which it must be fast.")]
+BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")]
 
 
@@ -169,10 +182,13 @@ def search(
     study: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the study; one is made up if not given.")] = None,
     runtime: RuntimeName = "auto",
     device: Device = "auto",
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = "1",
     threads: Threads = None,
-    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Points of the metric that may be lost.")] = 3.0,
+    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How much worse the metric may be, in its unit.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
+    constraint: Annotated[
+        list[str] | None, typer.Option(metavar="BOUND", help="One more bound, as 'size_bytes <= 200000'. Repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the proposals and of recovery.")] = 0,
     runs: Runs = RUNS,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; SQLite in the study if not given.")] = None,
@@ -189,6 +205,7 @@ def search(
       autocompress search --budget 50
       autocompress search --task mypackage.model:factory --budget 20m --max-drop 1
       autocompress search --space large --batch-size 32 --threads 2 --study wide
+      autocompress search --constraint "worst_class_drop <= 5"
       autocompress search --dry-run
     """
     from autocompress import job
@@ -197,7 +214,7 @@ def search(
     progress = Progress()
     asked: dict[str, Any] = {"space": space, "budget": budget, "study": study, "runs": runs, "storage": storage, "seed": seed}
     asked |= {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads}
-    asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "progress": progress}
+    asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "constraints": constraint or None, "progress": progress}
     if dry_run:
         present_dry_run(job.dry_run(task, **asked), as_json)
     else:
@@ -297,7 +314,7 @@ def replay(
     *,
     runtime: RuntimeName = "auto",
     device: Device = "auto",
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = "1",
     threads: Threads = None,
     runs: Runs = RUNS,
 ) -> None:
@@ -321,13 +338,14 @@ def replay(
     if result.measurement is None:
         raise UserError(f"{recipe}: nothing was measured ({result.outcome}). {result.message}")
     console = Terminal()
-    present_measurement(result.measurement, result.target, console)
+    baseline = json.loads((out / "measured.json").read_text(encoding="utf-8"))["baseline"]
+    present_measurement(result.measurement, result.target, console, baseline)
     console.line(f"written   {contents(out)}")
 
 
 @app.command()
 def report(study: StudyName, runs: Runs = RUNS) -> None:
-    """Write report.html and pareto.png of a study.
+    """Write report.html, figures/ and trials.csv of a study.
 
     They go into the study's folder; the HTML is one self-contained file.
 

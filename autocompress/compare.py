@@ -99,7 +99,13 @@ def _told(name: str, told: Measured) -> dict[str, Any]:
     if told.claimed is None:
         raise UserError(f"{name}: measured.json holds no measurement; export again")
     whole = {"task": told.task, "trial": told.trial, "target": told.target.model_dump(mode="json"), "cpu": told.machine.cpu}
-    return {"folder": name, **whole, **told.claimed.model_dump(mode="json"), "metric": told.baseline.metric}
+    return {
+        "folder": name,
+        **whole,
+        **told.claimed.model_dump(mode="json"),
+        "metric": told.baseline.metric,
+        "metric_unit": told.baseline.metric_unit,
+    }
 
 
 def _differences(baselines: tuple[Baseline, Baseline], machines: tuple[Machine, Machine], targets: tuple[Target, Target]) -> list[str]:

@@ -1,9 +1,10 @@
 """SearchConfig: the search space from YAML plus the command line, as one frozen, stored thing. An unknown key is an error with its path."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -24,7 +25,7 @@ from autocompress.recipe import (
     check_bits,
     refused_order,
 )
-from autocompress.records import Target
+from autocompress.records import CHECKS, Measurement, Target
 
 PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the spaces inside the package, a checkout has them beside it.
@@ -262,6 +263,50 @@ class Budget(Frozen):
         return f"{(self.seconds or 0) / 60:g} minutes of wall clock"
 
 
+class Constraint(NamedTuple):
+    """A bound of the user's own on what is measured: a numeric field of Measurement, or one of its checks."""
+
+    name: str
+    sign: Literal["<=", ">="]
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.sign} {self.limit:.15g}"
+
+    def value(self, point: Measurement) -> float | None:
+        """What was measured; None where it was not."""
+        found = point.checks.get(self.name) if self.name in CHECKS else getattr(point, self.name)
+        return None if found is None else float(found)
+
+    def excess(self, point: Measurement) -> float:
+        """By how much it is missed, as a share of the limit, of 1 where that is 0; at most 0 where it holds, inf where not measured."""
+        value = self.value(point)
+        if value is None:
+            return math.inf
+        return (value - self.limit) * (1 if self.sign == "<=" else -1) / (abs(self.limit) or 1.0)
+
+
+def constrainable() -> list[str]:
+    """Names that a constraint may have."""
+    fields = Measurement.model_fields.items()
+    numeric = [name for name, field in fields if field.annotation in (int, float, float | None) and not name.startswith("baseline_")]
+    return [*CHECKS, *numeric]
+
+
+def parse_constraint(text: str) -> Constraint:
+    """``worst_class_drop <= 5`` or ``p99_ms<=2``. Raises ValueError with the rule, and the names where that is what is wrong."""
+    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
+    try:
+        limit = float(found[3]) if found else math.nan
+    except ValueError:
+        limit = math.nan
+    if not found or not math.isfinite(limit):
+        raise ValueError("a constraint is NAME <= NUMBER or NAME >= NUMBER, like worst_class_drop <= 5")
+    if found[1] not in constrainable():
+        raise ValueError(f"nothing called {found[1]} is measured; known: {', '.join(constrainable())}")
+    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", limit)
+
+
 class SearchConfig(Frozen):
     """Everything that was asked of a search; stored as config.yaml, so that a study can be resumed."""
 
@@ -273,8 +318,18 @@ class SearchConfig(Frozen):
     device: str = "cpu"
     max_drop: float = Field(default=3.0, ge=0)
     min_speedup: float = Field(default=2.0, gt=0)
+    constraints: tuple[str, ...] = Field(default=(), description="as `parse_constraint` reads them")
     seed: int = Field(default=0, ge=0)
     storage: str | None = None
+
+    @field_validator("constraints")
+    @classmethod
+    def _readable(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(parse_constraint(text)) for text in constraints))
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        return tuple(map(parse_constraint, self.constraints))
 
 
 def parse_budget(text: str | int) -> Budget:
@@ -287,6 +342,15 @@ def parse_budget(text: str | int) -> Budget:
         if amount >= 1 and amount == int(amount):
             return Budget(trials=int(amount))
     raise InvalidSpace(f"--budget: must be a whole number of trials of at least 1 (50) or a time (90s, 20m, 2h), got {text!r}")
+
+
+def parse_batch_sizes(text: str | int | Sequence[int]) -> tuple[int, ...]:
+    """``8`` or ``"8"`` -> (8,); ``"1,8,32"`` or (1, 8, 32) -> (1, 8, 32). Raises InvalidSpace otherwise."""
+    parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else list(text)
+    sizes = [int(str(part)) for part in parts if re.fullmatch(r"\s*\d+\s*", str(part))]
+    if not parts or len(sizes) < len(parts) or min(sizes) < 1:
+        raise InvalidSpace(f"--batch-size: must be a whole number of at least 1, or several with commas (1,8,32), got {text!r}")
+    return tuple(sorted(set(sizes)))
 
 
 def load_space(source: str | Path) -> Space:

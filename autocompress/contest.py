@@ -9,7 +9,7 @@ from autocompress.runs import RunPaths, to_json, write_text
 from autocompress.study.contenders import DECIDED, MOST, contenders, equals
 from autocompress.study.pareto import Bounds
 
-ROUNDS = (Effort(width=2 * DECIDED, seconds=2.0, segments=20), Effort(width=DECIDED, seconds=4.0, segments=40))
+ROUNDS = (Effort(width=2 * DECIDED, seconds=2.0, segments=24), Effort(width=DECIDED, seconds=4.0, segments=40))
 SECONDS = 30.0  # for all contenders of a study
 
 

@@ -24,18 +24,22 @@ from autocompress.compress.distill import Lesson, Sample, Teacher, distillation_
 from autocompress.compress.quantize import fold_batch_norm
 from autocompress.errors import Diverged, InfeasibleRecipe
 from autocompress.measure.accuracy import agreement, predict
+from autocompress.measure.batches import batch_of, compare_batches
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
 from autocompress.measure.machine import this_machine
+from autocompress.measure.paired import paired
+from autocompress.measure.quality import checks
+from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
-from autocompress.records import Baseline, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
+from autocompress.records import Baseline, BatchTiming, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 from autocompress.survey import survey
-from autocompress.tasks.task import Batch, Task, calibration, digest, gather, outputs_of, score, stream
+from autocompress.tasks.task import Batch, Task, calibration, digest, gather, lost, outputs_of, score, stream
 
 KEPT_SAMPLES_BYTES = 512 * 2**20  # recovery batches and teacher outputs up to this size are made once a study, larger ones every trial
 GIVEN = "model"  # the uncompressed model, among the teachers
@@ -60,6 +64,7 @@ class Bench:
     splits: Mapping[Split, Batch]
     calibration: Tensor
     teachers: Mapping[str, nn.Module]
+    outputs: Mapping[Split, Tensor]  # of the deployed baseline
     lectures: dict[object, "Lecture"] = field(default_factory=dict)
 
     @property
@@ -69,6 +74,11 @@ class Bench:
 
     @property
     def inputs(self) -> Array:
+        """The batch of the smallest size that is timed."""
+        return self.batches[0]
+
+    @property
+    def batches(self) -> tuple[Array, ...]:
         return timed_inputs(self.calibration, self.target)
 
 
@@ -89,11 +99,10 @@ class Gate:
         return ""
 
 
-def timed_inputs(inputs: Tensor, target: Target) -> Array:
-    """The batch that latency is timed on, (batch_size, ...): real samples, repeated where there are too few."""
-    repeats = -(-target.batch_size // len(inputs))
-    batch: Array = torch.cat([inputs] * repeats)[: target.batch_size].contiguous().numpy()
-    return batch
+def timed_inputs(inputs: Tensor, target: Target) -> tuple[Array, ...]:
+    """The batches that latency is timed on, (batch_size, ...) each: real samples, repeated where there are too few."""
+    samples: Array = inputs.numpy()
+    return tuple(batch_of(samples, size) for size in target.batch_sizes)
 
 
 def prepare(task: Task, target: Target, device: torch.device, folder: Path, progress: Progress) -> Bench:
@@ -108,8 +117,9 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         write_folder(folder, partial(_write_artifact, runtime, folded, inputs[:1]))
         deployed = runtime.open(folder, target.threads, folded)
         eager = deploy(EAGER, folded, inputs[:1], folder / "eager", target.threads)
-        timing = compare(eager, deployed, timed_inputs(inputs, target), SEARCH)
-    accuracies = {name: score(task, predict(deployed, x), y) for name, (x, y) in splits.items()}
+        timing = compare(eager, deployed, timed_inputs(inputs, target)[0], SEARCH)
+    outputs = {name: predict(deployed, x) for name, (x, _) in splits.items()}
+    accuracies = {name: score(task, outputs[name], y, name) for name, (_, y) in splits.items()}
     baseline = Baseline(
         latency_ms=timing.latency_ms,
         eager_latency_ms=timing.baseline_latency_ms,
@@ -120,13 +130,15 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         params=sum(parameter.numel() for parameter in task.model.parameters()),
         input_shape=tuple(inputs.shape[1:]),
         metric=task.metric_name,
+        metric_unit=task.metric_unit,
+        higher_is_better=task.higher_is_better,
         target=target,
         task_digest=digest(task),
         machine=machine.digest,
     )
     own = {GIVEN: task.model, **task.teachers}
     teachers = {name: model if device.type == "cpu" else copy.deepcopy(model).to(device) for name, model in own.items()}
-    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers)
+    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers, outputs)
 
 
 def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
@@ -141,17 +153,12 @@ def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialRes
         return trial.end("infeasible", message=str(error))
     except Diverged as error:
         return trial.end("diverged", message=str(error))
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # allocators have no class in common; what is no lack of memory goes through
         if not is_out_of_memory(error):
             raise
         return trial.end("out_of_memory", message=str(error) or "out of memory")
     finally:
         write_text(folder / "log.txt", "".join(f"{line}\n" for line in trial.log))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for it on CUDA; on a CPU its allocator says so in a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 class _Trial:
@@ -189,7 +196,7 @@ class _Trial:
             freeze_(settled)
             deployed = deploy(bench.runtime, settled, bench.example, draft, bench.target.threads)
         with self.stage("measure"):
-            timing = compare(bench.deployed, deployed, bench.inputs, GATE)
+            timing, _ = compare_batches(bench.deployed, deployed, bench.batches, GATE)
         shutil.rmtree(draft)
         self.gate_speedup = timing.speedup
         self.log.append(f"before recovery: {timing.speedup:.3f}x ({timing.low:.3f} to {timing.high:.3f})")
@@ -265,19 +272,25 @@ def materials(bench: Bench, recipe: Recipe) -> Materials:
 
 
 def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, effort: Effort) -> Measurement:
-    """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from."""
+    """Time, size and accuracy of one artifact; ``model`` is the PyTorch module that it was lowered from. Raises Diverged for NaN."""
     inputs, targets = bench.splits[split]
-    timing = compare(bench.deployed, deployed, bench.inputs, effort)
+    timing, batches = compare_batches(bench.deployed, deployed, bench.batches, effort)
     outputs = predict(deployed, inputs)
+    if outputs.is_floating_point() and not outputs.isfinite().all():
+        raise Diverged(f"the artifact's outputs on the {split} split are not all finite; lower the learning rate or give it more bits")
     same, difference = agreement(outputs[:AGREEMENT_SAMPLES], outputs_of(model, inputs[:AGREEMENT_SAMPLES]))
-    accuracy = score(bench.task, outputs, targets)
+    accuracy = score(bench.task, outputs, targets, split)
     reference = bench.baseline.accuracy if split == "search" else bench.baseline.holdout_accuracy
+    drop_low, drop_high = paired(bench.task, outputs, bench.outputs[split], targets) or (None, None)
     return Measurement(
         split=split,
-        **timing_fields(timing),
+        **timing_fields(timing, batches),
         accuracy=accuracy,
         baseline_accuracy=reference,
-        drop=reference - accuracy,
+        drop=lost(bench.task, reference, accuracy),
+        drop_low=drop_low,
+        drop_high=drop_high,
+        checks=checks(bench.task, outputs, bench.outputs[split], targets),
         samples=len(targets),
         size_bytes=weights_bytes(deployed.folder),
         deployed_bytes=deployed.size_bytes,
@@ -288,17 +301,14 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
     )
 
 
-def timing_fields(timing: Timing) -> dict[str, Any]:
-    """What a Measurement holds of a timing."""
-    return {
-        "latency_ms": timing.latency_ms,
-        "baseline_latency_ms": timing.baseline_latency_ms,
-        "speedup": timing.speedup,
-        "speedup_low": timing.low,
-        "speedup_high": timing.high,
-        "resolved": timing.resolved,
-        "blocks": timing.blocks,
-    }
+def timing_fields(timing: Timing, batches: tuple[BatchTiming, ...]) -> dict[str, Any]:
+    """What a Measurement holds of a timing, over all batch sizes where there are several."""
+    alike = (
+        "latency_ms", "baseline_latency_ms", "speedup", "resolved", "blocks", "p90_ms", "p99_ms", "baseline_p90_ms", "baseline_p99_ms",
+        "faster", "busy",
+    )  # fmt: skip
+    ends = {"speedup_low": timing.low, "speedup_high": timing.high, "batches": batches}
+    return {name: getattr(timing, name) for name in alike} | ends
 
 
 def opened(recipe: Recipe, bench: Bench, artifact: Path) -> Deployed:
@@ -310,8 +320,8 @@ def opened(recipe: Recipe, bench: Bench, artifact: Path) -> Deployed:
 def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) -> Measurement:
     """The measurement of a stored artifact with another timing of it against the baseline; all else in it stays."""
     assert result.measurement is not None
-    timing = compare(bench.deployed, opened(result.recipe, bench, artifact), bench.inputs, effort)
-    return result.measurement.model_copy(update=timing_fields(timing))
+    timing, batches = compare_batches(bench.deployed, opened(result.recipe, bench, artifact), bench.batches, effort)
+    return result.measurement.model_copy(update=timing_fields(timing, batches))
 
 
 def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:

@@ -6,7 +6,8 @@ from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.decisions import Decision, decisions, undo
 from autocompress.errors import InvalidRecipe, InvalidStudy
 from autocompress.evaluate import Bench, Gate, evaluate, opened
-from autocompress.measure.latency import Effort, compare
+from autocompress.measure.batches import compare_batches
+from autocompress.measure.latency import Effort
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, to_yaml
 from autocompress.records import Attribution, Beside, Measurement, TrialResult, Undone
@@ -16,7 +17,7 @@ from autocompress.survey import check_recipe
 from autocompress.tasks.task import Task
 
 NOTHING = 0.03  # of the speed: what is slower by less, with an interval that covers 1, is not slower
-PATIENCE = Effort(width=0.04, seconds=2.0, segments=20)
+PATIENCE = Effort(width=0.04, seconds=2.0, segments=24)
 
 
 def explain(
@@ -30,7 +31,7 @@ def explain(
     progress = progress or Progress()
     paths = RunPaths(Path(runs), study)
     config = paths.read_config()
-    result = pareto.pick(paths.results(), trial, pareto.Bounds(config.max_drop, config.min_speedup))
+    result = pareto.pick(paths.results(), trial, pareto.bounds_of(config))
     if config.task == IN_MEMORY and task is None:
         raise InvalidStudy(f"study {study!r} was made from a task in memory: explain it in Python with explain({study!r}, task=...)")
     with only_driver(paths):
@@ -62,6 +63,7 @@ def attribute(result: TrialResult, bench: Bench, paths: RunPaths, progress: Prog
             offered = _simpler(trial, undo(result.recipe, (place for decision in useless for place in decision.places)), notes)
     return Attribution(
         trial=result.number,
+        metric_unit=bench.baseline.metric_unit,
         decisions=tuple(one for _, one in pairs),
         simpler=offered.recipe if offered else None,
         simpler_measurement=offered.measurement if offered else None,
@@ -141,7 +143,7 @@ class _Chosen:
             return found
         artifact = self.paths.trial(self.known[digest].number).artifact if digest in self.known else files.artifact
         chosen = opened(self.result.recipe, self.bench, self.paths.trial(self.result.number).artifact)
-        timing = compare(chosen, opened(other.recipe, self.bench, artifact), self.bench.inputs, PATIENCE)
+        timing, _ = compare_batches(chosen, opened(other.recipe, self.bench, artifact), self.bench.batches, PATIENCE)
         made = Beside(
             trial=self.result.recipe.digest,
             ratio=timing.speedup,

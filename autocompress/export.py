@@ -14,12 +14,13 @@ from autocompress.records import Baseline, Machine, Measurement, TrialResult
 from autocompress.runs import write_folder
 from autocompress.runtimes.weights import read_weights
 from autocompress.tasks.task import Task, calibration
+from autocompress.terminal import value
 
 README = """\
 # {title}
 
 Compressed by autocompress: {speedup:.2f}x ({low:.2f} to {high:.2f}) as fast as the same model in fp32
-in {runtime} at batch {batch}, {threads} thread(s); {metric} {accuracy:.2f} against {reference:.2f} on the {split} split.
+in {runtime} at batch {batch}{worst}, {threads} thread(s); {metric} {accuracy} against {reference} on the {split} split.
 All numbers: measured.json. What was done to each layer: recipe.yaml. Are the files whole: `sha256sum --check {checksums}`,
 and do the numbers hold on your machine: `autocompress verify "this folder"`.
 
@@ -81,11 +82,12 @@ def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline)
         low=measured.speedup_low,
         high=measured.speedup_high,
         runtime=result.target.runtime,
-        batch=result.target.batch_size,
+        batch=result.target.batches,
+        worst=f" (their mean; the worst is {measured.worst.speedup:.2f}x at batch {measured.worst.batch_size})" if measured.worst else "",
         threads=result.target.threads,
         metric=baseline.metric,
-        accuracy=measured.accuracy,
-        reference=measured.baseline_accuracy,
+        accuracy=value(measured.accuracy, baseline.metric_unit),
+        reference=value(measured.baseline_accuracy, baseline.metric_unit),
         split=measured.split,
         checksums=CHECKSUMS,
         how=how,

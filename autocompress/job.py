@@ -19,17 +19,19 @@ import torch
 from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
-from autocompress.config import SearchConfig, Space, load_space, parse_budget, search_config
+from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
 from autocompress.contest import time_contenders
-from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
+from autocompress.errors import InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
 from autocompress.measure.machine import this_machine
+from autocompress.measure.quality import checks
+from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, from_yaml
-from autocompress.records import LayerInfo, TrialResult
+from autocompress.records import CHECKS, LayerInfo, TrialResult
 from autocompress.report import write_report
 from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_text
 from autocompress.runtimes import RUNTIMES, find_runtime
@@ -39,7 +41,7 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
-from autocompress.tasks.task import Task, calibration, stream
+from autocompress.tasks.task import Task, calibration, floor_drop, stream
 from autocompress.verify import verify
 
 __all__ = [
@@ -49,7 +51,6 @@ __all__ = [
 
 # On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
 THREADS = 1
-PERFECT = 100.0  # points of a metric that a model without mistakes gets
 SAMPLE_STEPS = 3
 MEASURING_SECONDS = 2.0  # of a trial: deploying twice, timing twice
 
@@ -77,8 +78,9 @@ def search(
 ) -> Study:
     """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
 
-    ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size, threads, max_drop (points of the
-    metric), min_speedup (times), seed, storage (an Optuna storage URL); see SearchConfig and Target.
+    ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
+    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL);
+    see SearchConfig, Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -138,7 +140,7 @@ def export(study: str, *, trial: str | int = "best", out: str | Path, runs: str 
     return show(study, runs).export(trial, out)
 
 
-def report(study: str, runs: str | Path = "runs") -> tuple[Path, Path]:
+def report(study: str, runs: str | Path = "runs") -> tuple[Path, Path, Path]:
     """See Study.report."""
     return show(study, runs).report()
 
@@ -205,7 +207,11 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
     return search_config(
-        {"runtime": runtime, "batch_size": settings.pop("batch_size", 1), "threads": settings.pop("threads", THREADS)},
+        {
+            "runtime": runtime,
+            "batch_sizes": parse_batch_sizes(settings.pop("batch_size", 1)),
+            "threads": settings.pop("threads", THREADS),
+        },
         study=study,
         task=task if isinstance(task, str) else IN_MEMORY,
         space=space if isinstance(space, Space) else load_space(space),
@@ -246,6 +252,7 @@ def _survey(task: Task, config: SearchConfig) -> tuple[LayerInfo, ...]:
 def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
     """Trials until the budget is used, the front on holdout, the report."""
     bench = bench_of(paths, config, task, progress)
+    _check_constraints(config, bench)
     paths.write_config(config)  # with the new budget of a resume, now that nothing can be refused any more
     finished = paths.results()
     with progress.stage("trials", config.budget.trials, done=len(finished)) as advance:
@@ -256,7 +263,8 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             advance(1)
 
         def one(proposal: Proposal) -> TrialResult:
-            gate = Gate(config.min_speedup, pareto.points(finished), bench.baseline.accuracy - PERFECT)
+            front = pareto.points(pareto.within(finished, config.limits))
+            gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
             return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
@@ -266,7 +274,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             "A wider space (--space large, or more choices in your own) has more to find."
         )
     _finish_nearest(paths, bench, finished, progress)
-    time_contenders(paths, pareto.Bounds(config.max_drop, config.min_speedup), bench, progress)
+    time_contenders(paths, pareto.bounds_of(config), bench, progress)
     _confirm_front(paths, config, bench, progress)
     summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
     write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -274,6 +282,16 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
         if any(result.measurement for result in paths.results()):
             write_report(paths, summary)
     return Study(paths)
+
+
+def _check_constraints(config: SearchConfig, bench: Bench) -> None:
+    """Raises InvalidSpace, before any trial, where a constraint is on a check that the outputs of this task do not have."""
+    outputs, (_, targets) = bench.outputs["search"], bench.splits["search"]
+    known = checks(bench.task, outputs, outputs, targets)
+    for limit in config.limits:
+        if limit.name in CHECKS and limit.name not in known:
+            reason = no_classes(bench.task, outputs, targets)
+            raise InvalidSpace(f"--constraint: {limit}: {reason}, so there is no {limit.name}. Leave it out.")
 
 
 def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], progress: Progress) -> None:
@@ -290,11 +308,11 @@ def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], 
 
 
 def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:
-    """Measure what a user will read, the front and the nearest where nothing met the bounds, on the holdout split."""
+    """Measure what a user will read, the front and the best or the nearest, on the holdout split."""
     results, known = paths.results(), paths.holdouts()
-    bounds = pareto.Bounds(config.max_drop, config.min_speedup)
-    nearest = pareto.nearest(results, bounds) if pareto.best(results, bounds) is None else None
-    chosen = {result.number: result for result in [*pareto.front(results), *([nearest] if nearest else [])]}
+    bounds = pareto.bounds_of(config)
+    shown = pareto.best(results, bounds) or pareto.nearest(results, bounds)  # with constraints the best need not be on the front
+    chosen = {result.number: result for result in [*pareto.front(results), *([shown] if shown else [])]}
     missing = [result for number, result in chosen.items() if number not in known]
     with progress.stage("confirming on holdout", len(missing)) as advance:
         for result in missing:
@@ -308,8 +326,9 @@ def _in_words(result: TrialResult) -> str:
     if result.measurement is None:
         return f"trial {result.number} ({result.source}): {result.outcome}: {result.message}"
     one = result.measurement
+    worst = f", {one.worst.speedup:.2f}x at batch {one.worst.batch_size}" if one.worst else ""
     return (
-        f"trial {result.number} ({result.source}): {one.speedup:.2f}x ({one.speedup_low:.2f} to {one.speedup_high:.2f}), "
+        f"trial {result.number} ({result.source}): {one.speedup:.2f}x ({one.speedup_low:.2f} to {one.speedup_high:.2f}){worst}, "
         f"drop {one.drop:.2f}, {one.size_bytes / 1000:.0f} kB, {sum(result.seconds.values()):.1f} s"
     )
 

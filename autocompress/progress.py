@@ -41,7 +41,7 @@ class Progress:
             f"task      {config.task}, seed {config.seed}\n"
             f"budget    {config.budget}\n"
             f"target    {config.target}; recovery trains on {config.device}\n"
-            f"bounds    {bounds(config.max_drop, config.min_speedup)}"
+            f"bounds    {bounds(config.max_drop, config.min_speedup, config.constraints)}"
         )
 
     def say(self, text: str) -> None:

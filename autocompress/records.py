@@ -2,28 +2,60 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from autocompress.recipe import Frozen, Recipe, Scheme
 
 Outcome = Literal["measured", "gated", "infeasible", "out_of_memory", "diverged", "timed_out", "died"]
 Split = Literal["search", "holdout"]
+CHECKS = {  # what Measurement.checks may hold, in points of the metric unless said otherwise; empty where outputs are no class logits
+    "worst_class_drop": "the largest drop of any class",
+    "hard_drop": "drop on the tenth of the samples with the smallest margin of the baseline",
+    "rare_drop": "drop on the rarest classes",
+    "calibration_error_rise": "by how much the expected calibration error grew, in percent",
+    "mcnemar_p": "how likely so uneven a change of answers is by chance, 0..1 (McNemar's exact test)",
+}
 
 
 class Target(Frozen):
-    """Where the model must be fast."""
+    """Where the model must be fast. ``batch_size=8``, which studies of one batch size wrote, is read as ``batch_sizes=(8,)``."""
 
     runtime: str = "onnxruntime"
     device: str = "cpu"
-    batch_size: int = Field(default=1, ge=1)
+    batch_sizes: tuple[int, ...] = Field(default=(1,), min_length=1, description="ascending; a speed is the geometric mean over them")
     threads: int = Field(default=1, ge=1)
     dtype: Literal["float32"] = "float32"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch_size(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "batch_size" in content and "batch_sizes" not in content:
+            return {name: value for name, value in content.items() if name != "batch_size"} | {"batch_sizes": (content["batch_size"],)}
+        return content
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if min(sizes) < 1:
+            raise ValueError("every batch size must be at least 1")
+        return tuple(sorted(set(sizes)))
+
+    @property
+    def batch_size(self) -> int:
+        """The smallest: what a latency in milliseconds, of which there is one, is that of."""
+        return self.batch_sizes[0]
+
+    @property
+    def batches(self) -> str:
+        """The batch sizes in words: ``1``, ``1 and 8``, ``1, 8 and 32``."""
+        *firsts, last = map(str, self.batch_sizes)
+        return f"{', '.join(firsts)} and {last}" if firsts else last
+
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.runtime} on {self.device}, batch {self.batch_size}, {threads}"
+        return f"{self.runtime} on {self.device}, batch {self.batches}, {threads}"
 
 
 class Machine(Frozen):
@@ -36,11 +68,15 @@ class Machine(Frozen):
     system: str
     python: str
     gpu: str | None = None
+    governor: str | None = Field(default=None, description="of the clock's frequency; None: the system shows none")
+    gpu_driver: str | None = None
     versions: dict[str, str]
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        later = ("governor", "gpu_driver")  # left out while unknown, so that digests stored before these fields stay true
+        known = {name: value for name, value in self.model_dump(mode="json").items() if name not in later or value is not None}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class LayerInfo(Frozen):
@@ -78,8 +114,9 @@ class LayerInfo(Frozen):
 
 class Measurement(Frozen):
     """Numbers read off one deployed artifact. ``speedup`` = latency of the fp32 baseline in the same runtime / latency of this one,
-    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = lost points of the task's metric. ``size_bytes`` is the packed
-    weights file (integers at their own width, with scales and zero points), ``deployed_bytes`` what the runtime loads.
+    timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = how much worse the task's metric is, in its unit (percentage
+    points for "%"). ``size_bytes`` is the packed weights file (integers at their own width, with scales and zero points),
+    ``deployed_bytes`` what the runtime loads. ``accuracy`` is the metric, whatever it is called.
     """
 
     split: Split
@@ -111,9 +148,14 @@ class Measurement(Frozen):
     max_difference: float = Field(description="largest absolute difference of any output from that PyTorch model, on the same samples")
     machine: str = Field(description="digest of the Machine")
 
+    @property
+    def worst(self) -> "BatchTiming | None":
+        """The batch size with the smallest speedup, where several were asked."""
+        return min(self.batches, key=lambda one: one.speedup, default=None)
+
 
 class BatchTiming(Frozen):
-    """One of several batch sizes; ``speedup`` of the Measurement is then the geometric mean of theirs."""
+    """One of several batch sizes; ``speedup`` of the Measurement is then the geometric mean of theirs, its latencies those of the first."""
 
     batch_size: int
     latency_ms: float
@@ -127,9 +169,11 @@ class BatchTiming(Frozen):
 class Usage(Frozen):
     """What a process of its own needs that only loads one artifact and runs it; None: not available here, and the reasons say why."""
 
-    load_ms: float
-    peak_bytes: int = Field(description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most")
-    mean_bytes: int = Field(description="the same on average over the calls")
+    load_ms: float | None = None
+    peak_bytes: int | None = Field(
+        default=None, description="resident size (CPU) or allocated bytes (CUDA) beyond what the process had before loading, at most"
+    )
+    mean_bytes: int | None = Field(default=None, description="the same on average over the calls")
     reserved_bytes: int | None = Field(default=None, description="CUDA: what the allocator holds; beyond peak_bytes it is fragmentation")
     utilisation: float | None = Field(default=None, description="share (0..1) of the device, or of the threads asked for, that was busy")
     energy_mj: float | None = Field(default=None, description="millijoules a call")
@@ -143,6 +187,20 @@ class Throughput(Frozen):
     threads: int
     samples_per_s: float
     baseline_samples_per_s: float
+
+
+class EndToEnd(Frozen):
+    """Preprocessing, model and postprocessing of one batch together, paired as a Measurement's latency is, which is the model's alone."""
+
+    batch_size: int
+    latency_ms: float
+    baseline_latency_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    resolved: bool
+    preprocess_ms: float | None = Field(default=None, description="median alone; None: the task has none")
+    postprocess_ms: float | None = None
 
 
 class Part(Frozen):
@@ -164,6 +222,7 @@ class Inspection(Frozen):
     usage: Usage
     baseline_usage: Usage
     throughput: tuple[Throughput, ...] = ()
+    end_to_end: EndToEnd | None = Field(default=None, description="None: the task has neither preprocess nor postprocess")
     classes: tuple[Part, ...] = Field(default=(), description="a part a class, in the order of the classes")
     hard: Part | None = Field(default=None, description="the tenth of the samples with the smallest margin of the baseline")
     rare: Part | None = Field(default=None, description="samples of the rarest classes")
@@ -203,6 +262,7 @@ class Attribution(Frozen):
     """Each decision of one recipe undone in turn, and the recipe that is left when those that bought nothing are dropped."""
 
     trial: int
+    metric_unit: str = "%"
     decisions: tuple[Undone, ...]
     simpler: Recipe | None = None
     simpler_measurement: Measurement | None = None
@@ -221,6 +281,8 @@ class Baseline(Frozen):
     params: int
     input_shape: tuple[int, ...]
     metric: str
+    metric_unit: str = "%"
+    higher_is_better: bool = True
     target: Target
     task_digest: str
     machine: str

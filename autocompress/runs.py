@@ -134,8 +134,12 @@ class RunPaths:
         return self.folder / "report.html"
 
     @property
-    def pareto_png(self) -> Path:
-        return self.folder / "pareto.png"
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def trials_csv(self) -> Path:
+        return self.folder / "trials.csv"
 
     @property
     def lock(self) -> Path:

@@ -26,7 +26,7 @@ class Study:
 
     @property
     def bounds(self) -> pareto.Bounds:
-        return pareto.Bounds(self.config.max_drop, self.config.min_speedup)
+        return pareto.bounds_of(self.config)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -57,8 +57,8 @@ class Study:
     def csv(self) -> str:
         return trials_csv(self.results)
 
-    def report(self) -> tuple[Path, Path]:
-        """Write report.html and pareto.png."""
+    def report(self) -> tuple[Path, Path, Path]:
+        """Write report.html, the folder figures (PNG and SVG) and trials.csv; returns their paths."""
         return write_report(self.paths, self.summary)
 
     def export(self, trial: str | int = "best", out: str | Path = "artifact") -> Path:

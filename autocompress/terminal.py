@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from autocompress.records import LayerInfo, Measurement, Target
 Row = Mapping[str, Any]
 DEFAULT_RUNS = Path("runs")
 UNKNOWN = "-"
+LABEL = 10  # width of the labels in front
+PERCENT = "%"
 
 
 def plain(text: object) -> str:
@@ -45,7 +48,7 @@ class Terminal(Console):
 
     def field(self, label: str, text: object, style: str | None = None) -> None:
         """One line with a label in front; with an empty label it continues the field above."""
-        self.line(f"{label:<10}{text}", style)
+        self.line(f"{label:<{LABEL}}{text}", style)
 
 
 def times(speedup: float | None) -> str:
@@ -59,6 +62,18 @@ def interval(row: Row | None) -> str:
     return f"{row['speedup']:.2f}x ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
 
 
+def at_batch(row: Row) -> str:
+    """``2.10x (2.00-2.20) at batch 8``: the speed at one batch size."""
+    return f"{interval(row)} at batch {row['batch_size']}"
+
+
+def present_batches(row: Row, console: "Terminal") -> None:
+    """Where several batch sizes were asked, the speed at each, the worst marked."""
+    for index, one in enumerate(row.get("batches") or ()):
+        worst = one["batch_size"] == row["worst"]["batch_size"]
+        console.field("" if index else "by batch", at_batch(one) + (", the worst" if worst else ""), "yellow" if worst else None)
+
+
 def points(drop: float | None) -> str:
     return UNKNOWN if drop is None else f"{drop:z.2f}"
 
@@ -67,10 +82,27 @@ def percent(amount: float | None) -> str:
     return UNKNOWN if amount is None else f"{amount:.2f} %"
 
 
-def numbers(row: Row) -> str:
+def value(amount: float | None, unit: str) -> str:
+    """A metric with its unit: ``99.75 %``, ``12.31 nats``."""
+    return percent(amount) if unit == PERCENT or amount is None else f"{amount:.4g} {unit}".rstrip()
+
+
+def lost(drop: float | None, unit: str) -> str:
+    """A drop with its unit: ``0.50 points``, of percent; ``0.0312 nats``."""
+    if drop is None:
+        return UNKNOWN
+    return f"{points(drop)} points" if unit == PERCENT else f"{drop:.3g} {unit}".rstrip()
+
+
+def unit_of(summary: Row) -> str:
+    """Unit of the metric; that of a study without a baseline is not known yet, and most are percentages."""
+    return str((summary.get("baseline") or {}).get("metric_unit", PERCENT))
+
+
+def numbers(row: Row, unit: str) -> str:
     """Speed, drop and size of one recipe in words."""
     weight = f", {size(row['size_bytes'])}" if row.get("size_bytes") is not None else ""
-    return f"{interval(row)}, drop {points(row['drop'])} points{weight}"
+    return f"{interval(row)}, drop {lost(row['drop'], unit)}{weight}"
 
 
 def milliseconds(latency: float | None) -> str:
@@ -88,8 +120,9 @@ def size(amount: float | None) -> str:
     return f"{amount:.3g} GB"
 
 
-def bounds(max_drop: float, min_speedup: float) -> str:
-    return f"drop at most {max_drop:g} {'point' if max_drop == 1 else 'points'}, speed at least {min_speedup:g}x"
+def bounds(max_drop: float, min_speedup: float, constraints: Sequence[str] = (), unit: str = PERCENT) -> str:
+    most = f"{max_drop:g} {'point' if max_drop == 1 else 'points'}" if unit == PERCENT else f"{max_drop:g} {unit}".rstrip()
+    return ", ".join((f"drop at most {most}", f"speed at least {min_speedup:g}x", *constraints))
 
 
 def command(verb: str, study: str, runs: Path, *rest: str) -> str:
@@ -120,7 +153,7 @@ def present(summary: Row, words: Sequence[str], folder: Path, console: Terminal)
         present_front(summary, console)
     console.line()
     if summary["best"]:
-        present_best(summary["best"], words, console)
+        present_best(summary, words, console)
     else:
         present_nearest(summary, words, console)
     console.line()
@@ -144,7 +177,7 @@ def present_head(summary: Row, console: Terminal) -> None:
     if summary.get("stopped"):
         console.field("", STOPPED.get(summary["stopped"], summary["stopped"]))
     console.field("target", target_words(summary))
-    console.field("bounds", bounds(summary["max_drop"], summary["min_speedup"]))
+    console.field("bounds", bounds(summary["max_drop"], summary["min_speedup"], summary.get("constraints", ()), unit_of(summary)))
 
 
 def present_baseline(summary: Row, console: Terminal) -> None:
@@ -154,57 +187,90 @@ def present_baseline(summary: Row, console: Terminal) -> None:
         console.field("baseline", "not measured yet")
         return
     metric = baseline.get("metric") or "accuracy"
-    score = f"{metric} {percent(baseline.get('accuracy'))} (holdout {percent(baseline.get('holdout_accuracy'))})"
+    unit = unit_of(summary)
+    score = f"{metric} {value(baseline.get('accuracy'), unit)} (holdout {value(baseline.get('holdout_accuracy'), unit)})"
     console.field("baseline", f"{score}, {size(baseline.get('size_bytes'))}")
     runtime = target_words(summary).split()[0]
-    eager = f"{milliseconds(baseline.get('eager_latency_ms'))} in eager PyTorch"
+    eager = f"{milliseconds(baseline.get('eager_latency_ms'))} in eager PyTorch{smallest_batch(summary.get('target'))}"
     console.field("", f"{milliseconds(baseline.get('latency_ms'))} in {runtime}, {eager}")
 
 
 def present_front(summary: Row, console: Terminal) -> None:
     """The Pareto table; the best recipe carries a star."""
-    best = (summary["best"] or {}).get("trial")
-    columns = ("trial", "speed", "drop", "size", "holdout\nspeed", "holdout\ndrop")
+    best, unit = (summary["best"] or {}).get("trial"), unit_of(summary)
+    drop = points if unit == PERCENT else partial(lost, unit="")
+    several = any(row.get("worst") for row in summary["front"])
+    columns = ("trial", "speed", *(("worst",) if several else ()), "drop", "size", "holdout\nspeed", "holdout\ndrop")
     rows = []
     for row in summary["front"]:
         holdout = row.get("holdout") or {}
         trial = f"{row['trial']} {'*' if row['trial'] == best else ' '}"
-        searched = (trial, interval(row), points(row["drop"]), size(row["size_bytes"]))
-        rows.append((*searched, interval(holdout), points(holdout.get("drop"))))
+        worst = (f"{times(row['worst']['speedup'])} at {row['worst']['batch_size']}",) if several else ()
+        searched = (trial, interval(row), *worst, drop(row["drop"]), size(row["size_bytes"]))
+        rows.append((*searched, interval(holdout), drop(holdout.get("drop"))))
     console.line()
     recipes = "1 recipe" if len(rows) == 1 else f"{len(rows)} recipes"
     console.line(f"Pareto front: {recipes} that no other beats on both speed and drop", "bold")
     console.print(table(columns, rows, right=columns))
     console.line("Speed, with its 95 % interval: against the same model in fp32 in", "dim")
-    console.line(f"{target_words(summary)}. Drop: in percentage points.", "dim")
+    console.line(f"{target_words(summary)}. Drop: {drop_words(summary)}.", "dim")
+    if several:
+        console.line("It is the geometric mean over the batch sizes; worst: the lowest of them,", "dim")
+        console.line("and at which.", "dim")
+    present_failed(summary, console)
 
 
-def present_best(best: Row, words: Sequence[str], console: Terminal) -> None:
+def drop_words(summary: Row) -> str:
+    """What a drop is counted in."""
+    baseline, unit = summary.get("baseline") or {}, unit_of(summary)
+    if unit == PERCENT:
+        return "in percentage points"
+    rose = "fell" if baseline.get("higher_is_better", True) else "rose"
+    return f"by how much {baseline.get('metric', 'the metric')} {rose}" + (f", in {unit}" if unit else "")
+
+
+def present_failed(summary: Row, console: Terminal) -> None:
+    """Which of the user's own constraints the recipes of the front miss."""
+    names = tuple(summary.get("constraints") or ())
+    for row in summary["front"]:
+        missed = [line for line in row.get("failed", ()) if line.startswith(names)] if names else []
+        if missed:
+            console.line(f"trial {row['trial']} misses {', '.join(missed)}", "yellow")
+
+
+def present_best(summary: Row, words: Sequence[str], console: Terminal) -> None:
     """The best recipe in words, and loudly what holdout says of it."""
-    console.field("best *", f"trial {best['trial']}: {numbers(best)}", "bold green")
+    best, unit = summary["best"], unit_of(summary)
+    console.field("best *", f"trial {best['trial']}: {numbers(best, unit)}", "bold green")
+    present_batches(best, console)
     for line in words:
         console.field("", line)
     if best.get("confirmed") is None or not best.get("holdout"):
         console.field("holdout", "not measured yet")
     elif best["confirmed"]:
-        console.field("holdout", f"{numbers(best['holdout'])}: confirmed", "bold green")
+        console.field("holdout", f"{numbers(best['holdout'], unit)}: confirmed", "bold green")
     else:
-        console.field("holdout", f"{numbers(best['holdout'])}", "bold red")
+        console.field("holdout", f"{numbers(best['holdout'], unit)}", "bold red")
         console.field("", "NOT CONFIRMED on holdout: on data that the search did not see", "bold red")
         console.field("", "it misses a bound. Take another recipe of the front, or search", "bold red")
         console.field("", "again with a tighter --max-drop.", "bold red")
+        for line in best["holdout"].get("failed", ()):
+            console.field("", f"missed: {line}", "bold red")
 
 
 def present_nearest(summary: Row, words: Sequence[str], console: Terminal) -> None:
-    console.line("NO RECIPE MEETS BOTH BOUNDS", "bold red")
+    console.line("NO RECIPE MEETS ALL BOUNDS" if summary.get("constraints") else "NO RECIPE MEETS BOTH BOUNDS", "bold red")
     nearest = summary["nearest"]
     if not nearest:
         console.field("nearest", "none: no trial was measured")
         return
-    console.field("nearest", f"trial {nearest['trial']}: {numbers(nearest)}", "bold yellow")
+    console.field("nearest", f"trial {nearest['trial']}: {numbers(nearest, unit_of(summary))}", "bold yellow")
+    present_batches(nearest, console)
     for line in words:
         console.field("", line)
     console.field("", "the nearest to the bounds, but it misses at least one", "bold yellow")
+    for line in nearest.get("failed", ()):
+        console.field("", f"missed: {line}", "bold yellow")
 
 
 def present_next(summary: Row, runs: Path, console: Terminal) -> None:
@@ -223,13 +289,25 @@ def target_words(summary: Row) -> str:
     return str(Target.model_validate(target)) if isinstance(target, Mapping) else str(target or UNKNOWN)
 
 
-def present_measurement(measured: Measurement, target: Target, console: Terminal) -> None:
-    """One recipe, measured on its own."""
+def smallest_batch(target: Any) -> str:
+    """`` at batch 1``: what a latency in milliseconds is that of, where there are several."""
+    wanted = Target.model_validate(target) if isinstance(target, Mapping) else target
+    return f" at batch {wanted.batch_size}" if isinstance(wanted, Target) and len(wanted.batch_sizes) > 1 else ""
+
+
+def present_measurement(measured: Measurement, target: Target, console: Terminal, baseline: Row | None = None) -> None:
+    """One recipe, measured on its own; ``baseline`` says what its metric is called and counted in."""
+    about = baseline or {}
+    metric, unit = about.get("metric", "accuracy"), about.get("metric_unit", PERCENT)
     console.field("speed", f"{interval(measured.model_dump())} against the same model in fp32 in", "bold")
     console.field("", target)
-    console.field("latency", f"{milliseconds(measured.latency_ms)}, was {milliseconds(measured.baseline_latency_ms)}")
-    console.field("accuracy", f"{percent(measured.accuracy)}, was {percent(measured.baseline_accuracy)}")
-    console.field("", f"drop {points(measured.drop)} points on {measured.samples} samples of the {measured.split} split")
+    if measured.worst:
+        present_batches(measured.model_dump() | {"worst": measured.worst.model_dump()}, console)
+    was = f"was {milliseconds(measured.baseline_latency_ms)}{smallest_batch(target)}"
+    console.field("latency", f"{milliseconds(measured.latency_ms)}, {was}")
+    label = metric if len(metric) < LABEL else "metric"
+    console.field(label, f"{value(measured.accuracy, unit)}, was {value(measured.baseline_accuracy, unit)}")
+    console.field("", f"drop {lost(measured.drop, unit)} on {measured.samples} samples of the {measured.split} split")
     console.field("size", f"{size(measured.size_bytes)}, was {size(measured.baseline_size_bytes)}")
     console.field("agrees", f"with the PyTorch model on {percent(100 * measured.agreement)} of the samples,")
     console.field("", f"largest difference of an output {measured.max_difference:.3g}")

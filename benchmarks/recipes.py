@@ -192,7 +192,7 @@ def low_rank(name: str, method: str, smoke: bool = False, **fields: Any) -> Row:
 
 
 def student(name: str, bound: Bound | None = None, smoke: bool = False, **settings: Any) -> Row:
-    """From random weights, so with more steps than a repair takes."""
+    """From random weights, so with SGD at a high rate and far more steps than a repair takes."""
 
     def make(subject: Subject) -> Recipe:
         more = dict(settings)
@@ -201,18 +201,19 @@ def student(name: str, bound: Bound | None = None, smoke: bool = False, **settin
         if more.pop("assisted", False):
             more["assistant"] = Assistant(keep=0.5, steps=subject.steps)
         distillation = None if more.pop("alone", False) else Distillation.model_validate(more)
-        training = Recovery(steps=4 * subject.steps, quantized_steps=0, learning_rate=8e-3)
+        training = Recovery(steps=16 * subject.steps, quantized_steps=0, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4)
         return Recipe(student=STUDENT, distillation=distillation, recovery=training)
 
     return Row(f"student, 10x fewer parameters: {name}", make, bound, smoke)
 
 
-def combined(order: tuple[Stage, ...], keep: float, bound: Bound | None = None, smoke: bool = False) -> Row:
-    """Channels and static int8."""
+def combined(order: tuple[Stage, ...], bound: Bound | None = None, smoke: bool = False, gradual: bool = False) -> Row:
+    """Half the channels, and static int8; ``gradual``: training lies between the cuts, as no stage after them has any in float."""
 
     def make(subject: Subject) -> Recipe:
-        plans = merged(channels(subject, keep), integer(subject))
-        return recovered(plans, 2 * subject.steps, subject.steps, order=order)
+        plans = merged(channels(subject, 0.5), integer(subject))
+        cubic = Pruning(schedule="cubic", iterations=4, steps_between=subject.steps)
+        return recovered(plans, 2 * subject.steps, subject.steps, 3e-3, order=order, pruning=cubic if gradual else Pruning())
 
     return Row(" -> ".join(order), make, bound, smoke)
 
@@ -265,8 +266,8 @@ ROWS: tuple[Row, ...] = (
     student("+ attention maps", attention_weight=100.0, by_features=True),
     student("+ mixup", augmentation="mixup"),
     student("+ assistant", assisted=True),
-    combined(("prune", "distill", "quantize"), 0.5),
-    combined(("distill", "prune", "quantize"), 0.5, CHAIN),
-    combined(("distill", "prune", "distill", "quantize"), 0.5, smoke=True),
+    combined(("prune", "distill", "quantize")),
+    combined(("distill", "prune", "quantize"), CHAIN, gradual=True),
+    combined(("distill", "prune", "distill", "quantize"), smoke=True),
     Row("half the channels, half zeros, 4-bit weights", everything),
 )

@@ -128,7 +128,7 @@ def test_bounds_that_are_no_numbers_or_senseless_are_refused(tmp_path: Path, opt
     assert nothing_was_made(tmp_path)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--threads", "0"), ("--max-drop", "-1"), ("--seed", "-1")])
+@pytest.mark.parametrize(("option", "value"), [("--batch-size", "8,0"), ("--threads", "0"), ("--max-drop", "-1"), ("--seed", "-1")])
 def test_numbers_out_of_range_are_refused_by_the_option(tmp_path: Path, option: str, value: str) -> None:
     assert option in misused(search(tmp_path, option, value))
     assert nothing_was_made(tmp_path)

@@ -27,7 +27,7 @@ COMMANDS = (
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
-    "search": "task space budget study runtime device batch-size threads max-drop min-speedup seed runs storage json dry-run",
+    "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run",
     "resume": "budget runs",
     "show": "json csv runs",
     "explain": "trial json runs",
@@ -54,7 +54,10 @@ def summary(**changes: Any) -> dict[str, Any]:
     baseline = {"latency_ms": 1.8412, "eager_latency_ms": 4.209, "accuracy": 98.61, "holdout_accuracy": 98.89}
     baseline |= {"size_bytes": 1_174_073, "macs": 20_000_000, "params": 300_000, "metric": "accuracy"}
     content = {"study": "digits-2", "state": "finished", "finished": 50, "budget": 50, "budget_seconds": None, "stopped": None}
-    content |= {"outcomes": {"measured": 41, "gated": 7, "out_of_memory": 2, "died": 0}, "target": Target(threads=2).model_dump()}
+    content |= {
+        "outcomes": {"measured": 41, "gated": 7, "out_of_memory": 2, "died": 0},
+        "target": Target(threads=2).model_dump(mode="json"),
+    }
     content |= {"max_drop": 3.0, "min_speedup": 2.0, "baseline": baseline, "front": front, "hypervolume": 1.5}
     return content | {"best": front[1] | {"confirmed": True}, "nearest": front[1], **changes}
 
@@ -192,10 +195,11 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
         "study": None,
         "runtime": "auto",
         "device": "auto",
-        "batch_size": 1,
+        "batch_size": "1",
         "threads": None,
         "max_drop": 3.0,
         "min_speedup": 2.0,
+        "constraints": None,
         "seed": 0,
         "runs": Path("runs"),
         "storage": None,
@@ -205,7 +209,8 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
 def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
     what = "search --task p.m:f --space s.yaml --budget 20m --study n --max-drop 1 --min-speedup 4 --seed 7"
     where = "--runtime eager --device cpu --batch-size 4 --threads 2 --runs elsewhere --storage sqlite:///x.db"
-    call(*f"{what} {where}".split())
+    bounds = ("--constraint", "worst_class_drop <= 5", "--constraint", "size_bytes<=200000")
+    call(*f"{what} {where}".split(), *bounds)
     job.asked.pop("progress")
     assert job.asked == {
         "task": "p.m:f",
@@ -214,10 +219,11 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
         "study": "n",
         "runtime": "eager",
         "device": "cpu",
-        "batch_size": 4,
+        "batch_size": "4",
         "threads": 2,
         "max_drop": 1.0,
         "min_speedup": 4.0,
+        "constraints": ["worst_class_drop <= 5", "size_bytes<=200000"],
         "seed": 7,
         "runs": Path("elsewhere"),
         "storage": "sqlite:///x.db",
@@ -294,6 +300,7 @@ def test_what_the_user_got_wrong_is_told_in_one_line_with_exit_code_2(command: s
     "command",
     [
         "search --batch-size 0",
+        "search --batch-size 1,x",
         "search --threads 0",
         "search --max-drop -1",
         "search --seed x",
@@ -422,9 +429,7 @@ def test_sigterm_is_treated_like_ctrl_c(sent: signal.Signals, code: int) -> None
     assert err == "interrupted: 7 trials finished, kept; go on with: autocompress resume digits-2\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("show", "digits-2"), ("show", "digits-2", "--json"), ("show", "digits-2", "--csv")], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [("show", "digits-2"), ("show", "digits-2", "--json"), ("show", "digits-2", "--csv")], ids=" ".join)
 def test_a_reader_that_went_away_is_no_traceback(arguments: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does once it has seen enough, but with no race
@@ -484,6 +489,31 @@ def test_the_speeds_name_their_reference_and_batch_size(job: FakeJob) -> None:
     assert "in fp32 in\neager on cpu, batch 32, 1 thread." in shown_by(job, target=str(target))
 
 
+BATCHES: list[dict[str, Any]] = [
+    {"batch_size": 1, "speedup": 6.0, "speedup_low": 5.9, "speedup_high": 6.1},
+    {"batch_size": 8, "speedup": 2.829, "speedup_low": 2.7, "speedup_high": 2.9},
+]
+
+
+def test_over_several_batch_sizes_the_worst_is_named_in_the_front_and_each_beside_the_best(job: FakeJob) -> None:
+    several = [one | {"batches": BATCHES, "worst": BATCHES[1]} for one in summary()["front"]]
+    target = Target(batch_sizes=(8, 1), threads=2).model_dump(mode="json")
+    text = shown_by(job, front=several, best=several[1] | {"confirmed": True}, target=target)
+    assert "target    onnxruntime on cpu, batch 1 and 8, 2 threads\n" in text
+    assert "1.84 ms in onnxruntime, 4.21 ms in eager PyTorch at batch 1\n" in text
+    assert ["37 *", "4.12x (3.92-4.32)", "2.83x at 8", "0.56", "61.4 kB", "4.07x (3.97-4.17)", "0.84"] in cells(text)
+    assert "geometric mean over the batch sizes; worst: the lowest of them" in text
+    assert "by batch  6.00x (5.90-6.10) at batch 1\n          2.83x (2.70-2.90) at batch 8, the worst\n" in text
+    nothing = shown_by(job, best=None, nearest=several[2], front=several, target=target)
+    assert "by batch  6.00x (5.90-6.10) at batch 1\n" in nothing
+
+
+def test_over_one_batch_size_nothing_is_said_of_a_worst(job: FakeJob) -> None:
+    text = shown_by(job)
+    assert "worst" not in text
+    assert "by batch" not in text
+
+
 def test_a_front_without_holdout_shows_that_it_is_missing(job: FakeJob) -> None:
     front = [row(3, 2.5, -0.004, holdout=False)]
     text = shown_by(job, front=front, best=front[0] | {"confirmed": None})
@@ -503,6 +533,30 @@ def test_a_best_that_holdout_contradicts_is_told_loudly(job: FakeJob) -> None:
     text = shown_by(job, best=UNCONFIRMED)
     assert "NOT CONFIRMED on holdout" in text
     assert ": confirmed" not in text
+
+
+def test_the_constraints_are_among_the_bounds_and_who_misses_them_is_said(job: FakeJob) -> None:
+    missed = "worst_class_drop <= 5 (7.5)"
+    front = [row(3, 2.5, 0.1) | {"failed": []}, row(37, 4.12, 0.56) | {"failed": ["speedup >= 9 (4.12)", missed]}]
+    asked: dict[str, Any] = {"constraints": ["worst_class_drop <= 5"], "front": front}
+    text = shown_by(job, **asked, best=None, nearest=front[1])
+    assert "bounds    drop at most 3 points, speed at least 2x, worst_class_drop <= 5\n" in text
+    assert f"trial 37 misses {missed}\n" in text
+    assert "NO RECIPE MEETS ALL BOUNDS" in text
+    assert f"          missed: speedup >= 9 (4.12)\n          missed: {missed}\n" in text
+    held = UNCONFIRMED["holdout"] | {"failed": [missed]}
+    assert f"          missed: {missed}\n" in shown_by(job, **asked, best=UNCONFIRMED | {"holdout": held})
+
+
+def test_a_metric_that_is_no_percentage_is_shown_in_its_unit(job: FakeJob) -> None:
+    metric = {"metric": "perplexity", "metric_unit": "", "higher_is_better": False}
+    text = shown_by(job, baseline=summary()["baseline"] | metric)
+    assert "perplexity 98.61 (holdout 98.89)" in text
+    assert "Drop: by how much perplexity rose." in text
+    assert "bounds    drop at most 3, speed at least 2x\n" in text
+    assert ", drop 0.56, 61.4 kB" in text
+    assert "point" not in text
+    assert "%" not in text.replace("95 %", "").replace("62 % of channels", "")
 
 
 def test_where_nothing_met_the_bounds_the_nearest_is_shown_and_marked(job: FakeJob) -> None:
@@ -530,9 +584,7 @@ def test_outcomes_files_and_next_commands_are_shown(job: FakeJob) -> None:
 
 def test_a_budget_of_time_and_why_the_search_ended_are_shown(job: FakeJob) -> None:
     text = shown_by(job, budget=None, budget_seconds=1200.0, finished=33, stopped="twenty duplicate proposals in a row")
-    assert text.startswith(
-        "study     digits-2: finished, 33 trials, budget 20 minutes\n          twenty duplicate proposals in a row\n"
-    )
+    assert text.startswith("study     digits-2: finished, 33 trials, budget 20 minutes\n          twenty duplicate proposals in a row\n")
 
 
 def test_a_search_shows_what_show_shows_on_stdout(job: FakeJob) -> None:
@@ -600,9 +652,7 @@ def plan(size: int) -> SimpleNamespace:
             group="g0",
             weight_bits=(7, 32),
         ),
-        LayerInfo(
-            name="[head]", kind="linear", macs=640, params=650, in_channels=64, out_channels=10, keep_reason="width of the output"
-        ),
+        LayerInfo(name="[head]", kind="linear", macs=640, params=650, in_channels=64, out_channels=10, keep_reason="width of the output"),
     )
     dimensions = [("keep.stem", (0.5, 1.0)), ("weight_bits.stem", (7, 32))]
     return SimpleNamespace(layers=layers, dimensions=dimensions, size=size, seconds_estimate=245.0, config=config)
@@ -690,28 +740,55 @@ MEASURED = Measurement(
 )
 
 
-def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob) -> None:
-    job.answer = result_of(MEASURED)
-    result = call("apply", "r.yaml", "--task", "digits", "--out", "o", "--batch-size", "4", "--threads", "2")
+def exported(out: Path, **baseline: Any) -> Path:
+    """What job.apply leaves there for people."""
+    out.mkdir()
+    (out / "measured.json").write_text(json.dumps({"baseline": baseline}), encoding="utf-8")
+    return out
+
+
+def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob, tmp_path: Path) -> None:
+    job.answer, out = result_of(MEASURED), exported(tmp_path / "o", metric="accuracy", metric_unit="%")
+    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "4", "--threads", "2")
     job.asked.pop("progress")
     assert job.asked == {
         "recipe": Path("r.yaml"),
         "task": "digits",
-        "out": Path("o"),
+        "out": out,
         "runtime": "auto",
         "device": "auto",
-        "batch_size": 4,
+        "batch_size": "4",
         "threads": 2,
         "runs": Path("runs"),
     }
     assert result.exit_code == 0
     assert (
-        "speed     4.09x (3.90-4.31) against the same model in fp32 in\n          onnxruntime on cpu, batch 1, 2 threads\n"
-        in result.stdout
+        "speed     4.09x (3.90-4.31) against the same model in fp32 in\n          onnxruntime on cpu, batch 1, 2 threads\n" in result.stdout
     )
     assert "accuracy  98.05 %, was 98.61 %\n          drop 0.56 points on 360 samples of the search split\n" in result.stdout
     assert "size      61.4 kB, was 1.17 MB" in result.stdout
     assert "on 99.72 % of the samples" in result.stdout
+
+
+def test_apply_over_several_batch_sizes_shows_each_and_the_worst(job: FakeJob, tmp_path: Path) -> None:
+    timings = [one | {"latency_ms": 0.3, "baseline_latency_ms": 1.8, "resolved": True} for one in BATCHES]
+    measured = Measurement.model_validate(MEASURED.model_dump() | {"batches": timings})
+    job.answer = result_of(measured).model_copy(update={"target": Target(batch_sizes=(1, 8))})
+    out = exported(tmp_path / "o")
+    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "8,1")
+    assert job.asked["batch_size"] == "8,1"
+    assert "onnxruntime on cpu, batch 1 and 8, 1 thread\nby batch  6.00x (5.90-6.10) at batch 1\n" in result.stdout
+    assert "          2.83x (2.70-2.90) at batch 8, the worst\n" in result.stdout
+    assert "latency   0.45 ms, was 1.84 ms at batch 1\n" in result.stdout
+def test_apply_names_a_metric_that_is_no_percentage(job: FakeJob, tmp_path: Path) -> None:
+    job.answer = result_of(MEASURED.model_copy(update={"accuracy": 12.3456, "baseline_accuracy": 12.0, "drop": 0.3456}))
+    out = exported(tmp_path / "o", metric="perplexity", metric_unit="", higher_is_better=False)
+    shown = call("apply", "r.yaml", "--task", "digits", "--out", str(out)).stdout
+    assert "metric    12.35, was 12\n          drop 0.346 on 360 samples" in shown
+    out = exported(tmp_path / "p", metric="loss", metric_unit="nats", higher_is_better=False)
+    assert "loss      12.35 nats, was 12 nats\n          drop 0.346 nats on" in call(
+        "apply", "r.yaml", "--task", "digits", "--out", str(out)
+    ).stdout
 
 
 @pytest.mark.parametrize(
@@ -790,8 +867,8 @@ def test_a_verdict_is_shown_and_told_by_the_exit_code(held: bool | None, code: i
 
 
 def test_report_prints_where_the_files_lie(job: FakeJob) -> None:
-    job.answer = (Path("runs/x/report.html"), Path("runs/x/pareto.png"))
-    assert call("report", "x").stdout == "written   runs/x/report.html\nwritten   runs/x/pareto.png\n"
+    job.answer = (Path("runs/x/report.html"), Path("runs/x/figures"), Path("runs/x/trials.csv"))
+    assert call("report", "x").stdout == "written   runs/x/report.html\nwritten   runs/x/figures\nwritten   runs/x/trials.csv\n"
 
 
 def test_list_shows_a_line_a_study(job: FakeJob) -> None:

@@ -45,7 +45,7 @@ def test_why_two_studies_do_not_compare_is_told(undisturbed: Finished, paths: Ru
     own.machine.write_text(json.dumps(json.loads(own.machine.read_text()) | {"cpu": "Z80"}))
     own.baseline.write_text(json.dumps(json.loads(own.baseline.read_text()) | {"task_digest": "another"}))
     config = own.read_config()
-    own.write_config(config.model_copy(update={"target": config.target.model_copy(update={"batch_size": 8})}))
+    own.write_config(config.model_copy(update={"target": config.target.model_copy(update={"batch_sizes": (8,)})}))
     lines = compare(paths.folder, own.folder)["differences"]
     assert [line.partition(":")[0] for line in lines] == ["task", "target", "cpu"]
     assert lines[2].endswith("-> Z80")

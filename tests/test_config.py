@@ -7,9 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autocompress.config import BitChoices, Budget, Rule, SearchConfig, Shares, Space, load_space, parse_budget
+from autocompress.config import (
+    BitChoices,
+    Budget,
+    Rule,
+    SearchConfig,
+    Shares,
+    Space,
+    constrainable,
+    load_space,
+    parse_batch_sizes,
+    parse_budget,
+    parse_constraint,
+    search_config,
+)
 from autocompress.errors import InvalidSpace
-from autocompress.records import Target
+from autocompress.records import CHECKS, Measurement, Target
 
 
 @pytest.mark.parametrize(("text", "trials"), [("50", 50), (1, 1), (" 7 ", 7), ("2.0", 2)])
@@ -78,9 +91,7 @@ def test_every_wrong_field_gets_its_own_line(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, "keeep: 1\nrecovery: {steps: -1}").splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "what"), [("keep: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "must be a mapping")]
-)
+@pytest.mark.parametrize(("text", "what"), [("keep: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "must be a mapping")])
 def test_a_file_that_is_no_space_is_refused_in_one_line(tmp_path: Path, text: str, what: str) -> None:
     message = refusal(tmp_path, text)
     assert what in message
@@ -102,6 +113,54 @@ def test_a_space_that_is_a_folder_or_not_text_is_refused(tmp_path: Path) -> None
             load_space(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("worst_class_drop <= 5", "worst_class_drop <= 5"),
+        ("size_bytes<=200000", "size_bytes <= 200000"),
+        ("  p99_ms <= 2.50 ", "p99_ms <= 2.5"),
+        ("agreement >= 0.99", "agreement >= 0.99"),
+        ("calibration_error_rise <= -1e-3", "calibration_error_rise <= -0.001"),
+        ("drop_high <= 1", "drop_high <= 1"),
+    ],
+)
+def test_a_constraint_is_read_with_or_without_spaces(text: str, kept: str) -> None:
+    assert configured(constraints=[text]).constraints == (kept,)
+    assert configured(constraints=[text, kept]).limits == (parse_constraint(kept),)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("worst_class_drop < 5", "a constraint is NAME <= NUMBER or NAME >= NUMBER"),
+        ("worst_class_drop", "a constraint is NAME <= NUMBER"),
+        ("worst_class_drop <= five", "a constraint is NAME <= NUMBER"),
+        ("worst_class_drop <= nan", "a constraint is NAME <= NUMBER"),
+        ("drop <= inf", "a constraint is NAME <= NUMBER"),
+        ("worst_drop <= 5", "nothing called worst_drop is measured; known: worst_class_drop, hard_drop, rare_drop"),
+        ("machine <= 5", "nothing called machine is measured"),
+        ("resolved <= 5", "nothing called resolved is measured"),
+    ],
+)
+def test_a_constraint_that_does_not_read_names_the_rule_and_itself(text: str, rule: str) -> None:
+    with pytest.raises(InvalidSpace, match=r"constraints: .*") as refused:
+        configured(constraints=[text])
+    assert rule in str(refused.value)
+    assert text in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def configured(**changes: object) -> SearchConfig:
+    return search_config({}, study="s", task="t", space=Space(), budget=Budget(trials=1), **changes)
+
+
+def test_every_name_of_a_constraint_is_a_number_of_a_measurement() -> None:
+    fields = Measurement.model_fields
+    assert {"speedup_low", "drop_high", "p99_ms", "size_bytes", "busy", *CHECKS} <= set(constrainable())
+    assert all(name in CHECKS or name in fields for name in constrainable())
+    assert not {"split", "machine", "checks", "batches", "resolved"} & set(constrainable())
+
+
 def test_choices_are_sorted_and_unique() -> None:
     assert Shares(choices=(1.0, 0.5, 0.5)).choices == (0.5, 1.0)
     assert BitChoices(choices=(32, 7, 8, 8)).choices == (7, 8, 32)
@@ -113,3 +172,15 @@ def test_a_configuration_is_frozen_and_survives_json() -> None:
     assert SearchConfig.model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("text", "sizes"), [(8, (8,)), ("8", (8,)), ("1,8,32", (1, 8, 32)), (" 8, 1 ,8", (1, 8)), ((32, 1), (1, 32))])
+def test_one_batch_size_or_several_are_read(text: str | int | tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    assert parse_batch_sizes(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["0", 0, "", "1,", "1,0", "a", "1.5", "-1", "1;8", (), (1, 0)])
+def test_any_other_batch_size_is_refused_with_its_value_and_what_would_do(text: str | int | tuple[int, ...]) -> None:
+    with pytest.raises(InvalidSpace, match=r"--batch-size: must be a whole number of at least 1, or several with commas") as caught:
+        parse_batch_sizes(text)
+    assert repr(text) in str(caught.value)

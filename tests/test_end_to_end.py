@@ -83,7 +83,7 @@ def test_the_report_is_one_file_that_asks_the_network_for_nothing(shipped: Finis
     assert "shipped" in html
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", html) == []
     assert not re.search(r"@import|url\((?!data:|['\"]?#)", html)
-    assert paths.pareto_png.read_bytes().startswith(b"\x89PNG")
+    assert (paths.figures / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_study_can_be_opened_by_the_dashboard(shipped: Finished) -> None:
@@ -136,3 +136,18 @@ def test_an_interrupted_search_keeps_and_shows_what_is_finished(tmp_path: Path, 
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"interrupted: {summary['finished']} trials finished, kept; go on with: autocompress resume study")
+
+
+def test_a_search_over_several_batch_sizes_is_kept_shown_and_resumed(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "runs", "study")
+    code, _, err = ended(start(*search_arguments(paths.runs, "study", 2, "fake"), "--batch-size", "8,1"))
+    assert code == 0, err
+    assert paths.read_config().target.batch_sizes == (1, 8)
+    code, _, err = ended(start("resume", "study", "--budget", "3", "--runs", str(paths.runs)))
+    assert code == 0, err
+    measured = [result.measurement for result in paths.results() if result.measurement]
+    assert len(paths.results()) == 3
+    assert {tuple(one.batch_size for one in each.batches) for each in (*measured, *paths.holdouts().values())} == {(1, 8)}
+    shown = call("show", "study", "--runs", str(paths.runs)).stdout
+    assert "batch 1 and 8, 1 thread" in shown
+    assert re.search(r"^by batch  .* at batch 1.*\n          .* at batch 8", shown, re.MULTILINE)

@@ -96,10 +96,10 @@ def test_what_buys_nothing_alone_but_something_together_is_kept(paths: RunPaths,
         (folder / "artifact").mkdir(parents=True)
         return TrialResult(recipe=recipe, target=bench.target, outcome="measured", measurement=halved)
 
-    def compare(chosen: TrialResult, other: TrialResult, inputs: object, effort: object) -> Timing:
+    def compare_batches(chosen: TrialResult, other: TrialResult, *more: object) -> tuple[Timing, tuple[()]]:
         assert other.measurement is not None
         ratio = other.measurement.latency_ms
-        return Timing(1.0, 1.0, ratio, ratio, ratio, resolved=True, blocks=9)
+        return Timing(1.0, 1.0, ratio, ratio, ratio, resolved=True, blocks=9), ()
 
     results = {trial.recipe.digest: trial}
 
@@ -107,7 +107,7 @@ def test_what_buys_nothing_alone_but_something_together_is_kept(paths: RunPaths,
         file = artifact.parent / "result.json"
         return results.get(recipe.digest) or read_json(file, TrialResult)
 
-    for name, stub in (("evaluate", evaluate), ("compare", compare), ("opened", opened)):
+    for name, stub in (("evaluate", evaluate), ("compare_batches", compare_batches), ("opened", opened)):
         monkeypatch.setitem(ROOM, name, stub)
     for other in paths.results():
         if other.number != trial.number:

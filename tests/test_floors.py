@@ -26,20 +26,23 @@ FLOORS = {
     "measure": 7,
     "survey": 8,
     **dict.fromkeys(("evaluate", "export", "compare"), 9),
-    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "job"), 10),
+    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job"), 10),
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
 # config lies under the two that store and tell what was asked. Named pairs: no other two rooms of a floor may see each other.
-# terminal is how progress, answers and cli speak; saved is the half of job that only reads, bench what its functions begin with,
-# contest, explain and verify are what it asks of the evaluator beside a search; verify lets export load what it checks.
-# questions are commands of cli: explain, ask, verify, compare.
+# terminal is how progress, answers and cli speak; questions are commands of cli; report shows what study makes of the trials (recipes in
+# words, hypervolume, dimensions), so that there is one definition of each. Beside job: saved is the half of it that only reads, bench
+# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
 STAIRS = {
     ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
-    ("explain", "bench"), ("verify", "bench"), *(("job", room) for room in ("saved", "bench", "contest", "explain", "verify")),
+    ("report", "study"), ("explain", "bench"), ("verify", "bench"),
+    *(("job", room) for room in ("saved", "bench", "contest", "explain", "verify")),
 }  # fmt: skip
 
-TORCH_ROOMS = {"blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "job", "cli"}
+TORCH_ROOMS = {
+    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "job", "cli")
+}
 OWNERS = {
     "optuna": {"study"},
     "torch": TORCH_ROOMS,
@@ -192,9 +195,9 @@ def test_the_package_keeps_its_floors_libraries_sizes_and_names() -> None:
 
 def test_config_does_not_look_back_up_the_stairs_and_every_stair_is_walked() -> None:
     walked = set()
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        walked |= {(file.stem, own_room(found.module, PACKAGE)) for found in imports(tree, file, PACKAGE)}
+        walked |= {(room_of(file, PACKAGE), own_room(found.module, PACKAGE)) for found in imports(tree, file, PACKAGE)}
     assert walked >= STAIRS
     assert not {(low, high) for high, low in STAIRS} & walked
 

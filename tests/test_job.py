@@ -1,23 +1,27 @@
 """The whole job from Python, with a task in memory: what is found, how it goes on, what its summary says."""
 
 import json
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
 import toy_task
 from toy_runs import call, copied, fingerprints, search_arguments
 
 import autocompress
 from autocompress import Space
 from autocompress.config import BitChoices, RecoverySpace, Shares
-from autocompress.errors import InvalidStudy
+from autocompress.errors import InvalidSpace, InvalidStudy, InvalidTask
 from autocompress.job import dry_run
 from autocompress.job import search as job_search
 from autocompress.progress import Progress
 from autocompress.runs import RunPaths
 from autocompress.saved import Study
+from autocompress.tasks.task import accuracy
 
 SPACE = Space(
     keep=Shares(choices=(1.0, 0.5)),
@@ -25,11 +29,15 @@ SPACE = Space(
     recovery=RecoverySpace(steps=2, quantized_steps=1, learning_rate=(0.001, 0.002, 0.003)),
 )
 KEYS = (
-    "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup baseline front best nearest hypervolume"
+    "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup constraints baseline front best nearest "
+    "hypervolume"
 )
-ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes holdout"
-HELD = "speedup speedup_low speedup_high drop"
-BASELINE = "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric target task_digest machine"
+ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"
+HELD = "speedup speedup_low speedup_high drop"  # and what failed
+BASELINE = (
+    "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric metric_unit higher_is_better target "
+    "task_digest machine"
+)
 
 
 def searched(runs: Path, budget: int | str = 4, **changes: Any) -> Study:
@@ -60,7 +68,7 @@ def test_the_summary_has_these_keys_and_no_others(study: Study) -> None:
     assert set(summary["baseline"]) == set(BASELINE.split())
     for row in summary["front"]:
         assert set(row) == set(ROW.split())
-        assert set(row["holdout"]) == set(HELD.split())
+        assert set(row["holdout"]) == {*HELD.split(), "failed"}
     assert set(summary["best"]) == {*ROW.split(), "confirmed"}
     assert summary["nearest"] is None
 
@@ -120,9 +128,10 @@ def test_the_study_gives_front_csv_report_words_and_export(study: Study, tmp_pat
     speeds = [row["speedup"] for row in own.front()]
     assert speeds == sorted(speeds, reverse=True)
     assert len(own.csv().splitlines()) == 1 + 4
-    html, png = own.report()
+    html, figures, table = own.report()
     assert html.stat().st_size > 1000
-    assert png.read_bytes().startswith(b"\x89PNG")
+    assert len(table.read_text().splitlines()) == 1 + 4
+    assert (figures / "pareto.png").read_bytes().startswith(b"\x89PNG")
     best = own.best()
     assert best is not None
     assert any("channels" in line or "bit" in line for line in own.words(best["trial"]))
@@ -250,3 +259,77 @@ def test_a_recipe_is_replayed_with_no_study_and_gives_what_the_study_gave(study:
     assert result.measurement.accuracy == best["accuracy"]
     assert json.loads((tmp_path / "out" / "measured.json").read_text())["holdout"]["split"] == "holdout"
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+# ---- metrics and constraints of the user's own ----------------------------------------------------------------------
+
+
+def test_a_search_keeps_its_constraints_and_says_which_failed(tmp_path: Path) -> None:
+    study = searched(tmp_path, constraints=["worst_class_drop<=-200", "size_bytes <= 1000000"])
+    assert study.config.constraints == ("worst_class_drop <= -200", "size_bytes <= 1000000")
+    summary = study.summary
+    assert summary["best"] is None
+    assert [line.split(" (")[0] for line in summary["nearest"]["failed"]] == ["worst_class_drop <= -200"]
+    assert summary["nearest"]["confirmed"] is False
+    assert summary["nearest"]["holdout"]["failed"] != []
+    assert "worst_class_drop &lt;= -200 (" in study.paths.report.read_text(encoding="utf-8")
+
+
+def test_the_best_within_constraints_is_measured_on_holdout_also_off_the_front(tmp_path: Path) -> None:
+    free = searched(tmp_path / "free", budget=6)
+    points = [result.measurement for result in free.results if result.measurement is not None]
+    smallest = min(point.size_bytes for point in points)
+    bounded = searched(tmp_path / "bounded", budget=6, constraints=[f"size_bytes <= {smallest}"])
+    best = bounded.best()
+    assert best is not None
+    assert best["size_bytes"] <= smallest
+    assert best["confirmed"] is True
+    assert best["holdout"]["failed"] == []
+
+
+def test_a_constraint_on_what_this_task_does_not_have_is_refused_before_any_trial(tmp_path: Path) -> None:
+    x, y = toy_task.data()[0]
+    numbers = [(x, y[:, None].float())]
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    task = autocompress.Task(
+        "size", model, numbers, numbers, loss=torch.nn.functional.mse_loss, metric=lambda outputs, targets: 1.0,
+        distillation_loss=lambda student, teacher, temperature: (student - teacher).square().mean(),
+    )  # fmt: skip
+    with pytest.raises(InvalidSpace, match=r"--constraint: rare_drop <= 5: .*, so there is no rare_drop"):
+        autocompress.search(task, runs=tmp_path, runtime="fake", progress=Progress(quiet=True), constraints=["rare_drop <= 5"])
+    assert list(tmp_path.glob("*/config.yaml")) == []
+
+
+def test_a_metric_that_fails_on_an_artifact_is_one_line_and_no_finished_trial_is_lost(tmp_path: Path) -> None:
+    calls = count()
+
+    def tired(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return accuracy(outputs, targets) if next(calls) < 5 else float("nan")  # a check, two splits of the baseline, two trials
+
+    task = replace(toy_task.make(), metric=tired, sample_scores=lambda outputs, targets: 100.0 * (outputs.argmax(1) == targets))
+    asked: dict[str, Any] = {"space": SPACE, "runtime": "fake", "max_drop": 100.0, "min_speedup": 0.01, "study": "tired"}
+    with pytest.raises(InvalidTask, match=r"task 'toy': metric 'accuracy' returned nan on 150 samples of the search split") as refused:
+        autocompress.search(task, budget=6, runs=tmp_path, progress=Progress(quiet=True), **asked)
+    assert "\n" not in str(refused.value)
+    assert len(autocompress.job.show("tired", tmp_path).results) == 2
+    again = autocompress.resume("tired", runs=tmp_path, task=toy_task.make(), progress=Progress(quiet=True))
+    assert [result.number for result in again.results] == list(range(6))
+
+
+def test_a_perplexity_is_searched_from_end_to_end(tmp_path: Path) -> None:
+    def perplexity(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return torch.nn.functional.cross_entropy(outputs, targets).exp().item()
+
+    task = replace(toy_task.make(), metric=perplexity, metric_name="perplexity", metric_unit="", higher_is_better=False)
+    study = autocompress.search(
+        task, space=SPACE, budget=4, runs=tmp_path, runtime="fake", max_drop=50.0, min_speedup=0.01, progress=Progress(quiet=True)
+    )
+    best, baseline = study.best(), study.summary["baseline"]
+    assert best is not None
+    assert best["drop"] == pytest.approx(best["accuracy"] - baseline["accuracy"])
+    assert study.summary["outcomes"] == {"measured": 4}  # the gate knows no best perplexity, so it stops none
+    page = study.paths.report.read_text(encoding="utf-8")
+    assert "rise of perplexity" in page
+    assert " points" not in page
+    readme = (study.export("best", tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    assert f"perplexity {best['holdout'] and study.paths.holdouts()[best['trial']].accuracy:.4g} against" in readme

@@ -14,6 +14,7 @@ from autocompress.terminal import (
     command,
     contents,
     interval,
+    lost,
     milliseconds,
     percent,
     plain,
@@ -21,6 +22,7 @@ from autocompress.terminal import (
     size,
     table,
     times,
+    value,
 )
 
 
@@ -79,6 +81,12 @@ def test_a_drop_that_rounds_to_nothing_has_no_sign() -> None:
 def test_bounds_are_words() -> None:
     assert bounds(1.0, 4.0) == "drop at most 1 point, speed at least 4x"
     assert bounds(0.5, 2.5) == "drop at most 0.5 points, speed at least 2.5x"
+    assert bounds(0.5, 2.5, ("p99_ms <= 2",), "nats") == "drop at most 0.5 nats, speed at least 2.5x, p99_ms <= 2"
+
+
+def test_a_metric_carries_its_unit() -> None:
+    assert (value(99.754, "%"), value(12.3456, "nats"), value(0.71234, ""), value(None, "nats")) == ("99.75 %", "12.35 nats", "0.7123", "-")
+    assert (lost(0.5, "%"), lost(-0.03125, "nats"), lost(0.002, ""), lost(None, "")) == ("0.50 points", "-0.0312 nats", "0.002", "-")
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1))

@@ -25,6 +25,7 @@ from autocompress.compress.prune import (
     prune,
     prune_heads,
     prune_recurrent,
+    recurrent_modules,
     sparsify,
     widths,
 )
@@ -120,15 +121,17 @@ class _Line:
             return recover_(model, self.recipe, self.samples, self.lesson, steps)
 
     def prune(self, model: nn.Module) -> nn.Module:
-        """Blocks and heads at once, then channels, at once or along the cubic schedule."""
+        """Blocks first; then heads, hidden units and channels, at once or along the cubic schedule."""
+        example = self.given.example
         with self.timed("shrink"):
-            work, keep = cut_whole(model, self.recipe, self.given.example, self.scoring)
+            work = without_blocks(model, self.recipe, example)
+            keep = shares_of(work, self.recipe)
             if not keep or self.recipe.pruning.schedule == "one_shot":
-                return prune(work, keep, self.given.example, self.scoring)
-            full = widths(work)
+                return cut(work, keep, example, self.scoring)
+            full = counts(work, example)
         for share in cubic(self.recipe.pruning.iterations):
             with self.timed("shrink"):
-                work = prune(work, keeps_at(keep, share), self.given.example, self.scoring, full)
+                work = cut(work, keeps_at(keep, share), example, self.scoring, full)
             work = self.train(work, self.recipe.pruning.steps_between)
         return work
 
@@ -183,31 +186,52 @@ def start(model: nn.Module, recipe: Recipe, build_student: BuildStudent | None) 
     return work
 
 
-def cut_whole(model: nn.Module, recipe: Recipe, example: Tensor, scoring: Scoring | None) -> tuple[nn.Module, dict[str, float]]:
-    """The model without its dropped blocks, heads and hidden units; and the shares of channels, which are still to be cut."""
+def without_blocks(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
+    """The model without the blocks that a recipe leaves out; the given one, not a copy, where there are none."""
     drops = [plan.name for plan in recipe.layers if plan.drop]
-    work = drop_blocks(model, drops, example) if drops else model  # not a copy: prune groups are remembered by model
-    present = dict(work.named_modules())
-    shares = {plan.name: plan.keep for plan in recipe.layers if plan.keep < 1 and plan.name in present}  # the rest went with its block
-    units = {name: share for name, share in shares.items() if isinstance(present[name], RECURRENT)}
-    layers = {name: share for name, share in shares.items() if isinstance(present[name], nn.Conv2d | nn.Linear)}
-    heads = {name: share for name, share in shares.items() if name not in units and name not in layers}
+    return drop_blocks(model, drops, example) if drops else model  # prune groups are remembered by model
+
+
+def shares_of(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """What stays of the channels, hidden units and heads that are to be cut; the rest went with its block."""
+    present = dict(model.named_modules())
+    return {plan.name: plan.keep for plan in recipe.layers if plan.keep < 1 and plan.name in present}
+
+
+def counts(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Output channels of every layer, units of every recurrent layer, heads of every attention module: what shares count from."""
+    units = {name: item.hidden for name, item in recurrent_modules(model, example).items()}
+    heads = {name: attention.heads for name, attention in attention_modules(model, example).items()}
+    return widths(model) | units | heads
+
+
+def cut(
+    model: nn.Module, keep: Mapping[str, float], example: Tensor, scoring: Scoring | None = None, full: Mapping[str, int] | None = None
+) -> nn.Module:
+    """A copy with fewer heads, hidden units and channels; ``full``: what the shares count from, where the model was cut before.
+
+    Raises InfeasibleRecipe for a name that is none of these.
+    """
+    work, present = model, dict(model.named_modules())
+    units = {name: share for name, share in keep.items() if isinstance(present[name], RECURRENT)}
+    layers = {name: share for name, share in keep.items() if isinstance(present[name], nn.Conv2d | nn.Linear)}
+    heads = {name: share for name, share in keep.items() if name not in units and name not in layers}
     if heads:
         known = attention_modules(work, example)
         strangers = [name for name in heads if name not in known]
         if strangers:
             name = strangers[0]
             raise InfeasibleRecipe(f"{name}: keep {heads[name]:g}, but it is no layer and no attention module. Set keep to 1.")
-        work = prune_heads(work, heads, example, scoring)
+        work = prune_heads(work, heads, example, scoring, full)
     if units:
-        work = prune_recurrent(work, units, example, scoring)
-    return work, layers
+        work = prune_recurrent(work, units, example, scoring, full)
+    return prune(work, layers, example, scoring, full)
 
 
 def shrink(model: nn.Module, recipe: Recipe, inputs: Tensor, build_student: BuildStudent | None = None) -> nn.Module:
     """The untrained structure of a recipe, from inputs (N, ...): what its speed depends on, channels chosen by their norm."""
-    work, keep = cut_whole(start(model, recipe, build_student), recipe, inputs[:1], None)
-    return factorize(prune(work, keep, inputs[:1]), plans_of(work, recipe), inputs)
+    work = without_blocks(start(model, recipe, build_student), recipe, inputs[:1])
+    return factorize(cut(work, shares_of(work, recipe), inputs[:1]), plans_of(work, recipe), inputs)
 
 
 def plans_of(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:

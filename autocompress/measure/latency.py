@@ -3,23 +3,32 @@
 The ratio of a pair of blocks is one sample; reported are the median of the ratios and its bootstrap 95 % interval over pairs.
 """
 
+import itertools
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.measure.machine import busy_cores, work
+from autocompress.measure.turn import turn
+from autocompress.runtimes.runtime import Array, Call, Deployed
 
 BLOCK_SECONDS = 0.004
 WARM_UP_SECONDS = 0.05
+LEAST = 8  # segments, whatever they cost: four values to draw from
 SEGMENT = 4  # pairs timed with one loading of both
+SLOW_BLOCK_SECONDS = 0.1
 CHEAP_LOADING_SECONDS = 0.1  # a slower artifact is loaded once only
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to sample: ``segments``, then until the interval is at most ``width`` of the ratio wide or ``seconds`` are spent."""
+    """How long to sample: ``segments`` of pairs at least, and until the interval is at most ``width`` of the ratio wide.
+
+    When ``seconds`` are spent it ends all the same, once LEAST segments are there; the interval may then be wider than asked.
+    """
 
     width: float
     seconds: float
@@ -27,13 +36,20 @@ class Effort:
 
 
 GATE = Effort(width=0.10, seconds=0.4, segments=8)
-SEARCH = Effort(width=0.08, seconds=1.5, segments=12)
-HOLDOUT = Effort(width=0.04, seconds=5.0, segments=20)
+SEARCH = Effort(width=0.06, seconds=1.5, segments=16)
+DEFAULT = Effort(width=0.06, seconds=2.5, segments=24)  # 16 hold 1 in 93 of 100 intervals of A against A, 24 in 95 (runs/README.md)
+HOLDOUT = Effort(width=0.04, seconds=5.0, segments=32)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of both, baseline / candidate with its interval, and whether the interval became as narrow as asked."""
+    """Median milliseconds of both, baseline / candidate with its interval, and whether the interval became as narrow as asked.
+
+    ``latency_ms`` are medians over blocks, of calls that nobody interrupted; ``p90_ms`` and ``p99_ms`` are over all single calls
+    (``calls`` of the candidate), of which the share ``interrupted`` of both lost its core to another process for a while.
+    ``faster`` is the share of the blocks that beat the baseline's block beside them, a tie for half. ``busy`` are the cores that
+    others kept busy meanwhile, on average, None where that is not known.
+    """
 
     latency_ms: float
     baseline_latency_ms: float
@@ -42,20 +58,71 @@ class Timing:
     high: float
     resolved: bool
     blocks: int
+    p90_ms: float = 0.0
+    p99_ms: float = 0.0
+    baseline_p90_ms: float = 0.0
+    baseline_p99_ms: float = 0.0
+    calls: int = 0
+    interrupted: float = 0.0
+    faster: float = 0.5
+    busy: float | None = None
 
 
-def compare(baseline: Deployed, candidate: Deployed, inputs: Array, effort: Effort, seed: int = 0) -> Timing:
-    """Time both on ``inputs`` (batch, ...) until ``effort`` is satisfied.
+class _Series:
+    """What was timed so far of one of both: the seconds of each block, and all single calls."""
+
+    def __init__(self) -> None:
+        self.blocks: list[float] = []
+        self.calls: list[Call] = []
+
+    def add_(self, block: list[Call]) -> None:
+        """A block takes as long as the median of its calls that nobody interrupted, or of all of them where there is none."""
+        undisturbed = [call.seconds for call in block if not call.is_interrupted]
+        self.blocks.append(float(np.median(undisturbed or [call.seconds for call in block])))
+        self.calls += block
+
+    def tail_ms(self) -> tuple[float, float]:
+        p90, p99 = np.quantile([1000 * call.seconds for call in self.calls], (0.90, 0.99))
+        return float(p90), float(p99)
+
+
+def compare(
+    baseline: Deployed, candidate: Deployed, inputs: Array, effort: Effort = DEFAULT, seed: int = 0, device: str = "cpu"
+) -> Timing:
+    """Time both on ``inputs`` (batch, ...) until ``effort`` is satisfied, while no other process times on ``device``.
 
     Both are loaded anew for every segment of pairs: where the memory of a session happens to lie moves its time by a percent, for as
     long as it lives, and an interval that does not draw from this is too narrow (seen: two sessions of one file, 77 % coverage).
     """
-    both = (baseline, candidate)
+    with turn(device):
+        before, random = work(), np.random.default_rng(seed)
+        series = _Series(), _Series()
+        ratio, low, high = _sample_(series, (baseline, candidate), inputs, effort, random)
+        busy = busy_cores(before, work())
+    old, new = series
+    (p90, p99), (baseline_p90, baseline_p99) = new.tail_ms(), old.tail_ms()
+    return Timing(
+        latency_ms=1000 * float(np.median(new.blocks)),
+        baseline_latency_ms=1000 * float(np.median(old.blocks)),
+        speedup=ratio, low=low, high=high,
+        resolved=high - low <= effort.width * ratio,
+        blocks=len(new.blocks),
+        p90_ms=p90, p99_ms=p99, baseline_p90_ms=baseline_p90, baseline_p99_ms=baseline_p99,
+        calls=len(new.calls), interrupted=float(np.mean([call.is_interrupted for call in old.calls + new.calls])),
+        faster=_faster(series), busy=busy,
+    )  # fmt: skip
+
+
+def _sample_(
+    series: tuple[_Series, _Series], both: tuple[Deployed, Deployed], inputs: Array, effort: Effort, random: np.random.Generator
+) -> tuple[float, float, float]:
+    """Fill ``series`` until ``effort`` is satisfied -> the ratio and its interval.
+
+    It looks at the interval each time a quarter more is there: who looks after every block stops at a moment of luck.
+    """
     calls = [_calls_a_block(deployed, inputs) for deployed in both]
-    random = np.random.default_rng(seed)
-    started, is_cheap = time.monotonic(), True
-    times: tuple[list[float], list[float]] = ([], [])
-    while True:
+    started, is_cheap, look = time.monotonic(), True, effort.segments
+    for segment in itertools.count(1):
         if is_cheap:
             loading = time.monotonic()
             both = _reopened(both, random)
@@ -64,16 +131,31 @@ def compare(baseline: Deployed, candidate: Deployed, inputs: Array, effort: Effo
                 both[index].seconds(inputs, calls[index])
         for _ in range(SEGMENT):
             for index in random.permutation(2):
-                times[index].append(float(np.median(both[index].seconds(inputs, calls[index]))))
-        if len(times[0]) < SEGMENT * effort.segments:
+                series[index].add_(_block(both[index], inputs, calls[index]))
+        is_over = time.monotonic() - started > effort.seconds
+        if segment < look and not (is_over and segment >= min(LEAST, effort.segments)):
             continue
-        ratios = np.array(times[0]) / np.array(times[1])
-        low, high = interval(ratios, random)
-        middle = float(np.median(ratios))
-        resolved = high - low <= effort.width * middle
-        if resolved or time.monotonic() - started > effort.seconds:
-            medians = [1000 * float(np.median(series)) for series in times]
-            return Timing(medians[1], medians[0], middle, low, high, resolved, len(ratios))
+        look = math.ceil(1.25 * segment)
+        ratios = np.array(series[0].blocks) / np.array(series[1].blocks)
+        middle, (low, high) = float(np.median(ratios)), interval(ratios, random)
+        if is_over or high - low <= effort.width * middle:
+            return middle, low, high
+    raise AssertionError("count() has no end")
+
+
+def _block(deployed: Deployed, inputs: Array, calls: int) -> list[Call]:
+    """``calls`` calls, and twice as many more where all were interrupted, unless they are slow."""
+    block = deployed.timed(inputs, calls)
+    for _ in range(2):
+        if not all(call.is_interrupted for call in block) or sum(call.seconds for call in block) > SLOW_BLOCK_SECONDS:
+            break
+        block += deployed.timed(inputs, calls)
+    return block
+
+
+def _faster(series: tuple[_Series, _Series]) -> float:
+    old, new = (np.array(one.blocks) for one in series)
+    return float(np.mean(new < old) + np.mean(new == old) / 2)
 
 
 def _reopened(both: tuple[Deployed, Deployed], random: np.random.Generator) -> tuple[Deployed, Deployed]:

@@ -1,28 +1,25 @@
-"""report.html: one self-contained page that needs no network and runs no script. Whatever a user or a model named is escaped."""
+"""report.html: one page that needs no network. Whatever a user or a model named is text; the one script is ours, known by its digest."""
 
+import base64
+import hashlib
+import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from autocompress.recipe import FLOAT_BITS, LayerPlan
-from autocompress.records import LayerInfo
-from autocompress.report.charts import history_svg, pareto_svg
-from autocompress.report.facts import UNKNOWN, Facts, bounds, interval, number, reference, size, where
+from autocompress.report.comparison import comparison, front_table
+from autocompress.report.drawing import Drawing, figure_html
+from autocompress.report.facts import OUTCOMES, UNKNOWN, Facts, bounds, interval, lost, number, reference
+from autocompress.report.layers import recipe_section
+from autocompress.report.quality import samples_section
+from autocompress.report.reasons import reasons_section
+from autocompress.report.tables import bar, note, notice, section, table
 from autocompress.runs import RunPaths
 
 STYLE = Path(__file__).with_name("style.css")
-OUTCOMES = {
-    "measured": "ran to the end",
-    "gated": "stopped before training: too slow to reach the front",
-    "infeasible": "this model or target cannot realize it",
-    "out_of_memory": "ran out of memory",
-    "diverged": "the loss was no longer finite",
-    "timed_out": "took too long",
-    "died": "its process died",
-}
+SCRIPT = Path(__file__).with_name("report.js")
 
 
 def asked(facts: Facts) -> str:
@@ -41,7 +38,7 @@ def found(facts: Facts) -> str:
     low, high = number(seen.get("speedup_low"), 2), number(seen.get("speedup_high"), 2)
     return (
         f"Found: {which} {chosen['trial']}, {seen['speedup']:.2f} times faster (95 % interval {low} to {high}) "
-        f"than {reference(facts)}, with a drop of {number(seen['drop'], 2)} points, {split}."
+        f"than {reference(facts)}, with a drop of {lost(seen['drop'], facts.baseline.metric_unit)}, {split}."
     )
 
 
@@ -50,121 +47,22 @@ def banner(facts: Facts) -> str:
     best, chosen, wish = facts.summary.get("best"), facts.chosen, bounds(facts)
     if chosen is None:
         return notice("bad", "No recipe was measured", f"Asked was {wish}. The outcomes below say how the trials ended.")
-    holdout, drop = chosen.get("holdout"), number(chosen["drop"], 2)
+    holdout, unit = chosen.get("holdout"), facts.baseline.metric_unit
+    missed = "; ".join((holdout if best is not None and holdout else chosen).get("failed") or ())
+    missed = f" Missed: {missed}." if missed else ""
     if best is None:
-        shown = f"Shown is the nearest, trial {chosen['trial']}: {interval(chosen)}, drop {drop} points."
-        return notice("bad", "No recipe met both bounds", f"Asked was {wish}. {shown}")
+        shown = f"Shown is the nearest, trial {chosen['trial']}: {interval(chosen)}, drop {lost(chosen['drop'], unit)}."
+        title = "No recipe met all bounds" if facts.config.constraints else "No recipe met both bounds"
+        return notice("bad", title, f"Asked was {wish}. {shown}{missed}")
     if best.get("confirmed"):
-        text = "On the holdout split, which took no part in the search, the best recipe keeps both bounds."
+        every = "all" if facts.config.constraints else "both"
+        text = f"On the holdout split, which took no part in the search, the best recipe keeps {every} bounds."
         return notice("good", "Confirmed", text)
     if holdout is None:
         text = "The best recipe was not measured on the holdout split yet, and the search split flatters what it selected."
         return notice("bad", "Not confirmed yet", text)
-    text = f"On the holdout split it is {interval(holdout)} with a drop of {number(holdout['drop'], 2)} points; asked was {wish}."
+    text = f"On the holdout split it is {interval(holdout)} with a drop of {lost(holdout['drop'], unit)}; asked was {wish}.{missed}"
     return notice("bad", "The best recipe is NOT CONFIRMED", f"{text} Take another of the front, or search with a tighter bound.")
-
-
-def notice(kind: str, title: str, text: str) -> str:
-    return f'<div class="notice {kind}" role="status"><strong>{escape(title)}</strong> {escape(text)}</div>'
-
-
-def section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
-
-
-def note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "numbers", marked: int = -1) -> str:
-    """Cells are escaped, except those that `bar` made. Row ``marked`` is set off. ``kind``: a class of style.css."""
-    lines = []
-    for index, row in enumerate(rows):
-        cells = "".join(f"<td>{cell.html if isinstance(cell, Html) else escape(str(cell))}</td>" for cell in row)
-        lines.append(f"<tr{' class=marked' if index == marked else ''}>{cells}</tr>")
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    body = f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
-
-
-@dataclass(frozen=True)
-class Html:
-    """A piece that is HTML already."""
-
-    html: str
-
-
-def bar(share: float, text: str) -> Html:
-    """A number with a bar of ``share`` (0 to 1) under it."""
-    return Html(f'{escape(text)}<i class="bar" style="--share:{100 * min(max(share, 0.0), 1.0):.1f}%"></i>')
-
-
-def comparison(facts: Facts) -> str:
-    base, chosen = facts.baseline, facts.chosen or {}
-    holdout, measured = chosen.get("holdout") or {}, facts.holdouts.get(chosen.get("trial", -1))
-    name = f"{'best' if facts.summary.get('best') else 'nearest'}, trial {chosen['trial']}" if chosen else "none"
-    rows = [
-        ("Latency", number(base.latency_ms, 3, " ms"), number(chosen.get("latency_ms"), 3, " ms")),
-        ("Latency in eager PyTorch", number(base.eager_latency_ms, 3, " ms"), UNKNOWN),
-        ("Speedup, search split", "1x", interval(chosen)),
-        ("Speedup, holdout split", "1x", interval(holdout)),
-        ("Size on disk", size(base.size_bytes), size(chosen.get("size_bytes"))),
-        (f"{base.metric}, search split", number(base.accuracy, 2), number(chosen.get("accuracy"), 2)),
-        (f"{base.metric}, holdout split", number(base.holdout_accuracy, 2), number(measured.accuracy if measured else None, 2)),
-        ("Drop in points, search split", "0", number(chosen.get("drop"), 2)),
-        ("Drop in points, holdout split", "0", number(holdout.get("drop"), 2)),
-        ("Multiply-adds a sample", f"{base.macs / 1e6:.2f} M", UNKNOWN),
-        ("Parameters", f"{base.params:,}", UNKNOWN),
-    ]
-    stands = note(
-        f"Latency is that of {where(base.target)}. Speedups, with 95 % intervals, are against {reference(facts)}; "
-        "eager PyTorch is a second reference."
-    )
-    return section("Before and after", table(("", "baseline, fp32", name), rows, "fits"), stands)
-
-
-def front_table(facts: Facts) -> str:
-    front = facts.summary.get("front") or []
-    best = (facts.summary.get("best") or {}).get("trial")
-    head = ("trial", "speedup", "drop", "size", "latency", "speedup, holdout", "drop, holdout")
-    rows = []
-    for row in front:
-        holdout = row.get("holdout") or {}
-        trial = f"{row['trial']} (best)" if row["trial"] == best else row["trial"]
-        numbers = (number(row["drop"], 2), size(row.get("size_bytes")), number(row.get("latency_ms"), 3, " ms"))
-        rows.append((trial, interval(row), *numbers, interval(holdout), number(holdout.get("drop"), 2)))
-    marked = next((index for index, row in enumerate(front) if row["trial"] == best), -1)
-    text = "No measured recipe beats one of these on both speed and drop. Speedups with 95 % intervals are against"
-    return section("Pareto front", table(head, rows, marked=marked), note(f"{text} {reference(facts)}."))
-
-
-def recipe_table(facts: Facts) -> str:
-    """The chosen recipe, a row a layer in the order of the model, layers that it does not name included."""
-    result = next((result for result in facts.results if facts.chosen and result.number == facts.chosen["trial"]), None)
-    if result is None:
-        return ""
-    recipe, known = result.recipe, {layer.name: layer for layer in facts.layers}
-    names = dict.fromkeys([*known, *recipe.plans])
-    head = ("layer", "multiply-adds", "channels kept", "rank", "weight bits", "activation bits")
-    rows = [layer_row(recipe.plans.get(name, LayerPlan(name=name)), known.get(name), facts.baseline.macs) for name in names]
-    steps = f"Recovery: {recipe.recovery.steps} steps in float, {recipe.recovery.quantized_steps} quantization-aware, "
-    taught = recipe.distillation
-    steps += f"with a teacher at temperature {taught.temperature:g}." if taught else "without a teacher."
-    which = "best" if facts.summary.get("best") else "nearest"
-    text = note(f"{steps} Digest {recipe.digest}.")
-    return section(f"The {which} recipe, layer by layer", table(head, rows, "layers"), text)
-
-
-def layer_row(plan: LayerPlan, info: LayerInfo | None, macs: int) -> tuple[object, ...]:
-    rank = "full" if plan.rank is None else str(plan.rank)
-    return (
-        plan.name,
-        bar(info.macs / max(macs, 1), f"{info.macs / 1e6:.2f} M") if info else UNKNOWN,
-        bar(plan.keep, f"{100 * plan.keep:.0f} %"),
-        bar(plan.rank / min(info.in_channels, info.out_channels), rank) if info and plan.rank else rank,
-        bar(plan.weight_bits / FLOAT_BITS, str(plan.weight_bits)),
-        bar(plan.activation_bits / FLOAT_BITS, str(plan.activation_bits)),
-    )
 
 
 def outcomes(facts: Facts) -> str:
@@ -173,17 +71,20 @@ def outcomes(facts: Facts) -> str:
     rows = [(name, bar(count / total, str(count)), OUTCOMES.get(name, "")) for name, count in counts.items() if count]
     stopped = f": {facts.summary['stopped']}" if facts.summary.get("stopped") else ""
     state = note(f"The study is {facts.summary.get('state', UNKNOWN)}, {len(facts.results)} trials finished{stopped}.")
-    return section("How the trials ended", table(("outcome", "trials", "meaning"), rows, "words"), state)
+    files = note("Beside this page: trials.csv with every number of every trial, and figures/ with each figure as PNG and SVG.")
+    return section("How the trials ended", table(("outcome", "trials", "meaning"), rows, "words"), state, files)
 
 
 def surroundings(facts: Facts) -> str:
     machine = facts.machine
-    others = {result.measurement.machine for result in facts.results if result.measurement} - {machine.digest}
+    others = {point.machine for point in facts.measured.values()} - {machine.digest}
+    busy = [point.busy for point in facts.measured.values() if point.busy is not None]
     rows = [
         ("Processor", f"{machine.cpu}, {machine.cores} cores"),
         ("Instruction sets", ", ".join(machine.instruction_sets) or UNKNOWN),
         ("Memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
         *([("GPU", machine.gpu)] if machine.gpu else []),
+        *([("Kept busy by others", f"{sum(busy) / len(busy):.2f} cores on average, {max(busy):.2f} at most")] if busy else []),
         ("System", machine.system),
         ("Python", machine.python),
         *sorted(machine.versions.items()),
@@ -209,19 +110,43 @@ batch = numpy.zeros({shape}, numpy.float32)  # your samples here
 outputs = session.run(None, {{session.get_inputs()[0].name: batch}})"""
     if target.runtime != "onnxruntime":
         code = f"# measured in {target.runtime}: the README in the folder `compressed` says how to load it"
-    return section("Load the artifact", f"<pre>{escape(command)}</pre><pre>{escape(code)}</pre>")
+    return section("Load the artifact", f'<pre tabindex="0">{escape(command)}</pre><pre tabindex="0">{escape(code)}</pre>')
 
 
-def page(facts: Facts, paths: RunPaths) -> str:
-    title = f"autocompress: {paths.study}"
-    policy = "default-src 'none'; style-src 'unsafe-inline'"  # the page cannot load or run anything, whatever a name contains
-    head = (
+def head(title: str, script: str) -> str:
+    """The page can load nothing, and run nothing but this script, whatever a name in it contains."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
     )
+
+
+def as_data(texts: Sequence[str]) -> str:
+    """JSON that can end no script element."""
+    return json.dumps(texts, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def page(facts: Facts, paths: RunPaths, figures: Mapping[str, tuple[Drawing, str]]) -> str:
+    """``figures``: by name, each drawing with its SVG."""
+    title, script = f"autocompress: {paths.study}", SCRIPT.read_text(encoding="utf-8")
+    tips = (tip for drawing, _ in figures.values() for told in drawing.tips.values() for tip in told)
+    texts = {tip: index for index, tip in enumerate(dict.fromkeys(tips))}
+    drawn = {name: figure_html(drawing, svg, texts) for name, (drawing, svg) in figures.items()}
+
+    def charts(*names: str) -> str:
+        shown = [drawn[name] for name in names if name in drawn]
+        return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
+
     top = f"<header><h1>{escape(title)}</h1><p>{escape(asked(facts))}</p><p>{escape(found(facts))}</p>{banner(facts)}</header>"
-    charts = f'<div class="charts">{pareto_svg(facts)}{history_svg(facts)}</div>'
-    tables = "".join(make(facts) for make in (comparison, front_table, recipe_table, outcomes))
-    return f"{head}<body><main>{top}{charts}{tables}{loading(facts, paths)}{surroundings(facts)}</main></body></html>\n"
+    body = (
+        *(top, charts("pareto", "layers"), comparison(facts), front_table(facts), recipe_section(facts)),
+        *(charts("classes", "attribution"), samples_section(facts), reasons_section(facts)),
+        *(charts("history", "hypervolume", "sensitivity"), outcomes(facts), loading(facts, paths), surroundings(facts)),
+    )
+    tip = '<div id="tip" role="status" hidden></div>'
+    data = f'<script type="application/json" id="texts">{as_data(list(texts))}</script><script>{script}</script>'
+    return f"{head(title, script)}<body><main>{''.join(body)}</main>{tip}{data}</body></html>\n"

@@ -1,10 +1,12 @@
-"""Runtimes by name: one file a runtime, one row a runtime."""
+"""Runtimes by name: one file a runtime, one row a runtime. Importing this loads no torch, so that ``session`` needs none."""
 
 import importlib
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from autocompress.errors import MissingDependency, UserError
-from autocompress.runtimes.runtime import Runtime
+
+if TYPE_CHECKING:
+    from autocompress.runtimes.runtime import Runtime
 
 # name -> module, the package it needs, the pip command that brings it
 RUNTIMES = {
@@ -15,7 +17,7 @@ RUNTIMES = {
 DEFAULT = "onnxruntime"
 
 
-def find_runtime(name: str) -> Runtime:
+def find_runtime(name: str) -> "Runtime":
     """The runtime called ``name``; ``auto`` is ONNX Runtime.
 
     Raises UserError for an unknown name, MissingDependency with the pip command.
@@ -30,4 +32,4 @@ def find_runtime(name: str) -> Runtime:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingDependency(f"--runtime {name}: the package {package!r} is not installed; get it with `{command}`") from None
-    return cast(Runtime, loaded.RUNTIME)
+    return cast("Runtime", loaded.RUNTIME)

@@ -21,7 +21,7 @@ from autocompress.recipe import HALF_BITS, Scheme
 from autocompress.records import Machine
 from autocompress.runtimes.grids import KINDS
 from autocompress.runtimes.grids import layers as layers_of
-from autocompress.runtimes.runtime import Array, Deployed, Kind, Support, impossible
+from autocompress.runtimes.runtime import Array, Call, Deployed, Kind, Support, impossible
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 
 BF16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
@@ -38,14 +38,17 @@ class EagerDeployed(Deployed):
     def size_bytes(self) -> int:
         return weights_bytes(self.folder)
 
+    def with_threads(self, threads: int) -> "EagerDeployed":
+        return type(self)(self.folder, threads, self.model)
+
     def run(self, inputs: Array) -> Array:
         with torch.no_grad():
             outputs: Array = self.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
         return outputs
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         with threads(self.threads):
-            return super().seconds(inputs, calls)
+            return super().timed(inputs, calls)
 
 
 class Eager:

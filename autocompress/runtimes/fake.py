@@ -8,18 +8,18 @@ from autocompress.blocks import FakeQuantized
 from autocompress.recipe import Scheme
 from autocompress.records import Machine
 from autocompress.runtimes.eager import Eager, EagerDeployed
-from autocompress.runtimes.runtime import Array, Kind, Support, impossible
+from autocompress.runtimes.runtime import Array, Call, Kind, Support, impossible
 from autocompress.runtimes.weights import read_weights, write_weights
 
 
 class FakeDeployed(EagerDeployed):
     """Runs the module; says 1 microsecond a thousand weights, a third of that for integer layers."""
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         integer = {name for name, bits in self.model.bits.items() if min(bits) <= 8} if isinstance(self.model, FakeQuantized) else set()
         inner = self.model.model if isinstance(self.model, FakeQuantized) else self.model
         layers = ((name, module.weight.numel()) for name, module in inner.named_modules() if isinstance(module, nn.Conv2d | nn.Linear))
-        return [1e-9 * sum(count / 3 if name in integer else count for name, count in layers)] * calls
+        return [Call(1e-9 * sum(count / 3 if name in integer else count for name, count in layers))] * calls
 
 
 class Fake(Eager):

@@ -24,10 +24,10 @@ from autocompress.runtimes.encode import encode, own_copies
 from autocompress.runtimes.grids import Grid, Layer, grids, layers
 from autocompress.runtimes.qdq import fold
 from autocompress.runtimes.runtime import Array, Deployed, Kind, Support, impossible
+from autocompress.runtimes.session import FILE, open_session, session_options
 from autocompress.runtimes.weight_only import container, has_two_bits
 
 OPSET = 17
-FILE = "model.onnx"
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")  # eight bits times eight without saturation in 16-bit sums
 
 
@@ -37,11 +37,19 @@ class OnnxDeployed(Deployed):
     def __init__(self, folder: Path, threads: int) -> None:
         super().__init__(folder)
         self.threads = threads
-        self.session = onnxruntime.InferenceSession(folder / FILE, session_options(threads), providers=["CPUExecutionProvider"])
+        self.session = open_session(folder, threads)
         self.input = self.session.get_inputs()[0].name
 
     def reopened(self) -> "OnnxDeployed":
         return OnnxDeployed(self.folder, self.threads)
+
+    def with_threads(self, threads: int) -> "OnnxDeployed":
+        return OnnxDeployed(self.folder, threads)
+
+    @property
+    def only_batch(self) -> int | None:
+        size = self.session.get_inputs()[0].shape[0]
+        return size if isinstance(size, int) else None
 
     @property
     def size_bytes(self) -> int:
@@ -156,15 +164,6 @@ def refused_grid(layer: Layer, grid: Grid) -> str:
     if not grid.is_symmetric() and (layer.scheme == "static" or layer.kind == "lstm"):
         return f"asymmetric weights with {layer.scheme} inputs: no such kernel for {layer.kind}. Set symmetric to true"
     return ""
-
-
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
 
 
 def operators(folder: Path, threads: int = 1) -> list[str]:

@@ -1,5 +1,6 @@
 """Runtime turns a module into a Deployed callable: a folder of files that would be shipped, loaded the way it would be loaded."""
 
+import resource
 import time
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,13 @@ def impossible(kind: Kind, scheme: Scheme, weight_bits: int) -> str:
     return ""
 
 
+class Call(NamedTuple):
+    """Wall-clock seconds of one call. ``is_interrupted``: the kernel took a core away from this process meanwhile, to run another."""
+
+    seconds: float
+    is_interrupted: bool = False
+
+
 class Deployed:
     """One loaded artifact. ``folder`` holds what ships; ``run`` maps inputs (N, ...) to outputs (N, ...)."""
 
@@ -54,14 +62,34 @@ class Deployed:
         """The same artifact loaded once more, as a next process would; itself where loading means nothing."""
         return self
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
-        """Wall-clock seconds of each of ``calls`` calls one after the other."""
-        times = []
+    def with_threads(self, threads: int) -> "Deployed":
+        """The same artifact loaded once more, to run on ``threads`` threads."""
+        raise NotImplementedError
+
+    @property
+    def only_batch(self) -> int | None:
+        """The batch size that the files fix; None where any goes."""
+        return None
+
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
+        """``calls`` calls one after the other, each with its time; what overrides how calls are timed overrides this."""
+        series, switches = [], _switches()
         for _ in range(calls):
             started = time.perf_counter()
             self.run(inputs)
-            times.append(time.perf_counter() - started)
-        return times
+            seconds = time.perf_counter() - started
+            before, switches = switches, _switches()
+            series.append(Call(seconds, switches > before))
+        return series
+
+    def seconds(self, inputs: Array, calls: int) -> list[float]:
+        """Wall-clock seconds of each of ``calls`` calls one after the other."""
+        return [call.seconds for call in self.timed(inputs, calls)]
+
+
+def _switches() -> int:
+    """How often a thread of this process lost its core against its will (getrusage(2))."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class Runtime(Protocol):

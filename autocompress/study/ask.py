@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import Measurement, TrialResult
 from autocompress.runs import RunPaths, is_running
-from autocompress.study.pareto import describe, measured, row
+from autocompress.study.pareto import Bounds, describe, measured, row
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -58,7 +58,14 @@ def ask(
     found = answer(results, paths.holdouts(), wishes)
     number = found["trial"]["trial"]
     recipe = next(result.recipe for result in results if result.number == number)
-    more = {"study": study, "running": is_running(paths), "finished": len(results), "target": config.target.model_dump(mode="json")}
+    baseline = paths.read_baseline().model_dump(mode="json") if paths.baseline.exists() else None
+    more = {
+        "study": study,
+        "running": is_running(paths),
+        "finished": len(results),
+        "target": config.target.model_dump(mode="json"),
+        "baseline": baseline,
+    }
     return more | found | {"words": describe(recipe, paths.read_layers())}
 
 
@@ -77,10 +84,14 @@ def answer(results: Sequence[TrialResult], holdouts: Mapping[int, Measurement], 
     return {
         "asked": wishes._asdict(),
         "fits": not missed,
-        "trial": row(result, holdout),
+        "trial": row(result, holdout, _bounds(wishes)),
         "misses": missed,
         "holdout_fits": None if holdout is None else not misses(holdout, wishes),
     }
+
+
+def _bounds(wishes: Wishes) -> Bounds:
+    return Bounds(math.inf if wishes.max_drop is None else wishes.max_drop, wishes.min_speedup or 0.0)
 
 
 def misses(point: Measurement, wishes: Wishes) -> dict[str, float]:

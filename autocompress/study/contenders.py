@@ -16,11 +16,11 @@ Pair = tuple[TrialResult, Measurement]
 
 
 def contenders(results: Sequence[TrialResult], bounds: Bounds) -> tuple[int, ...]:
-    """Numbers of the trials to time longer: those that meet both bounds first, then by speed; none where every order is decided."""
+    """Numbers of the trials to time longer: those that meet all bounds first, then by speed; none where every order is decided."""
     chosen: dict[int, Pair] = {}
     for pair in _open_pairs(results, bounds):
         chosen |= {result.number: (result, point) for result, point in pair if not _is_narrow(point)}
-    ordered = sorted(chosen.values(), key=lambda pair: (not bounds.hold(pair[1].drop, pair[1].speedup), -pair[1].speedup, pair[0].number))
+    ordered = sorted(chosen.values(), key=lambda pair: (not bounds.hold(pair[1]), -pair[1].speedup, pair[0].number))
     return tuple(result.number for result, _ in ordered[:MOST])
 
 

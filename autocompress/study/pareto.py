@@ -4,23 +4,49 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from autocompress.config import SearchConfig
+from autocompress.config import Constraint, SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import FLOAT_BITS, ORDER, LayerPlan, Pruning, Quantization, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
 
 SHORT_RUN = 2  # neighbours with equal words up to which each has a line of its own
+UNMEASURED = "not measured"
 NAMED_PICKS = ("best", "fastest", "smallest", "knee")
 
 
 class Bounds(NamedTuple):
-    """What the user accepts: drop in points of the metric at most, speedup over the fp32 baseline at least."""
+    """What the user accepts: drop in the unit of the metric at most, speedup over the fp32 baseline at least, and constraints."""
 
     max_drop: float
     min_speedup: float
+    constraints: tuple[Constraint, ...] = ()
 
-    def hold(self, drop: float, speedup: float) -> bool:
-        return drop <= self.max_drop and speedup >= self.min_speedup
+    def hold(self, point: Measurement) -> bool:
+        return not self.failed(point)
+
+    def failed(self, point: Measurement) -> list[str]:
+        """What does not hold, a line each with what was measured: ``worst_class_drop <= 5 (7.5)``."""
+        own = (Constraint("drop", "<=", self.max_drop), Constraint("speedup", ">=", self.min_speedup))
+        missed = [(one, one.value(point)) for one in (*own, *self.constraints) if one.excess(point) > 0]
+        return [f"{one} ({UNMEASURED if value is None else f'{value:.4g}'})" for one, value in missed]
+
+    def excess(self, point: Measurement) -> float:
+        """By how much all of them are missed together, each as a share of its bound.
+
+        A drop counts as a share of ``max_drop``, or of a hundredth of the baseline's metric where that is more: of one point of 100.
+        """
+        over = max(0.0, point.drop - self.max_drop) / (max(self.max_drop, abs(point.baseline_accuracy) / 100) or 1.0)
+        under = max(0.0, self.min_speedup - point.speedup) / self.min_speedup
+        return over + under + sum(max(0.0, one.excess(point)) for one in self.constraints)
+
+
+def bounds_of(config: SearchConfig) -> Bounds:
+    return Bounds(config.max_drop, config.min_speedup, config.limits)
+
+
+def within(results: Iterable[TrialResult], constraints: Sequence[Constraint]) -> list[TrialResult]:
+    """Measured trials that keep all constraints, whatever their drop and speed."""
+    return [result for result, point in measured(results) if all(one.excess(point) <= 0 for one in constraints)]
 
 
 def measured(results: Iterable[TrialResult]) -> list[tuple[TrialResult, Measurement]]:
@@ -52,20 +78,16 @@ def points(results: Iterable[TrialResult]) -> tuple[tuple[float, float], ...]:
 
 
 def best(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
-    """The fastest measured trial within both bounds on the search split."""
-    within = [pair for pair in measured(results) if bounds.hold(pair[1].drop, pair[1].speedup)]
-    return next((result for result, _ in sorted(within, key=_fastest_first)), None)
+    """The fastest measured trial within all bounds on the search split."""
+    inside = [pair for pair in measured(results) if bounds.hold(pair[1])]
+    return next((result for result, _ in sorted(inside, key=_fastest_first)), None)
 
 
 def nearest(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
-    """The measured trial that misses the bounds by least: points over ``max_drop`` (as a share of it, or of one point where it is
-    less) plus missing speedup as a share of ``min_speedup``.
-    """
+    """The measured trial that misses the bounds by least, as `Bounds.excess` counts."""
 
     def violation(pair: tuple[TrialResult, Measurement]) -> tuple[float, float, int]:
-        over = max(0.0, pair[1].drop - bounds.max_drop) / max(bounds.max_drop, 1.0)
-        under = max(0.0, bounds.min_speedup - pair[1].speedup) / bounds.min_speedup
-        return over + under, pair[1].drop, pair[0].number
+        return bounds.excess(pair[1]), pair[1].drop, pair[0].number
 
     return min(measured(results), key=violation, default=(None, None))[0]
 
@@ -99,9 +121,10 @@ def pick(results: Sequence[TrialResult], which: str | int, bounds: Bounds) -> Tr
         found = best(results, bounds)
         if found is None:
             other = nearest(results, bounds)
+            kept = "".join(f", with {one}" for one in bounds.constraints)
             raise InvalidStudy(
                 f"--trial best: no measured trial drops at most {bounds.max_drop:g} points and is at least "
-                f"{bounds.min_speedup:g}x faster. The nearest is trial {other.number if other else '-'}: name it by its number."
+                f"{bounds.min_speedup:g}x faster{kept}. The nearest is trial {other.number if other else '-'}: name it by its number."
             )
         return found
     if which == "fastest":
@@ -126,7 +149,7 @@ def _by_number(results: Sequence[TrialResult], which: str | int) -> TrialResult:
 
 
 def hypervolume(results: Iterable[TrialResult], max_drop: float) -> float:
-    """Area that the front dominates, from the reference point (speedup 1, drop ``max_drop``); in points of the metric."""
+    """Area that the front dominates, from the reference point (speedup 1, drop ``max_drop``); in the unit of the metric."""
     area, reached = 0.0, 1.0
     for _, point in reversed(measured(front(results))):  # smallest drop first, so speedup ascends
         if point.drop < max_drop and point.speedup > reached:
@@ -141,22 +164,28 @@ def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
     return dict(sorted(((name, ended.count(name)) for name in set(ended)), key=lambda item: (-item[1], item[0])))
 
 
-def row(result: TrialResult, holdout: Measurement | None) -> dict[str, Any]:
-    """One line of the front: numbers of the search split, and those of the holdout split where it was measured."""
+def row(result: TrialResult, holdout: Measurement | None, bounds: Bounds) -> dict[str, Any]:
+    """One line of the front: numbers of the search split, and those of the holdout split where it was measured.
+
+    ``batches`` are empty and ``worst`` is None where one batch size was asked. ``failed``: the bounds and constraints that do not hold
+    there, with what was measured.
+    """
     point = result.measurement
     if point is None:
         raise InvalidStudy(f"trial {result.number} has no measurement, it ended as {result.outcome}.")
     shown = {"speedup", "speedup_low", "speedup_high", "drop"}
     return {
         "trial": result.number,
-        **point.model_dump(mode="json", include=shown | {"size_bytes", "latency_ms", "accuracy"}),
-        "holdout": holdout.model_dump(mode="json", include=shown) if holdout is not None else None,
+        **point.model_dump(mode="json", include=shown | {"size_bytes", "latency_ms", "accuracy", "batches"}),
+        "worst": point.worst.model_dump(mode="json") if point.worst else None,
+        "failed": bounds.failed(point),
+        "holdout": None if holdout is None else {**holdout.model_dump(mode="json", include=shown), "failed": bounds.failed(holdout)},
     }
 
 
 def confirmed(holdout: Measurement | None, bounds: Bounds) -> bool | None:
-    """Does the holdout split agree that both bounds hold? None while it was not measured."""
-    return None if holdout is None else bounds.hold(holdout.drop, holdout.speedup)
+    """Does the holdout split agree that all bounds hold? None while it was not measured."""
+    return None if holdout is None else bounds.hold(holdout)
 
 
 def summary(
@@ -169,13 +198,13 @@ def summary(
     stopped: str | None = None,
 ) -> dict[str, Any]:
     """What `show --json` prints; a contract. Every number is finite, what is missing is None."""
-    bounds = Bounds(config.max_drop, config.min_speedup)
+    bounds = bounds_of(config)
     chosen = best(results, bounds)
     near = nearest(results, bounds) if chosen is None else None
 
     def judged(result: TrialResult | None) -> dict[str, Any] | None:
         holdout = holdouts.get(result.number) if result is not None else None
-        return None if result is None else {**row(result, holdout), "confirmed": confirmed(holdout, bounds)}
+        return None if result is None else {**row(result, holdout, bounds), "confirmed": confirmed(holdout, bounds)}
 
     return {
         "study": config.study,
@@ -188,8 +217,9 @@ def summary(
         "target": config.target.model_dump(mode="json"),
         "max_drop": config.max_drop,
         "min_speedup": config.min_speedup,
+        "constraints": list(config.constraints),
         "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
-        "front": [row(result, holdouts.get(result.number)) for result in front(results)],
+        "front": [row(result, holdouts.get(result.number), bounds) for result in front(results)],
         "best": judged(chosen),
         "nearest": judged(near),
         "hypervolume": hypervolume(results, config.max_drop),

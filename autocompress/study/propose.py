@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autocompress.config import SearchConfig, Space
+from autocompress.config import Constraint, SearchConfig, Space
 from autocompress.recipe import Recipe
 from autocompress.records import LayerInfo, TrialResult
 from autocompress.study.points import anchors, recipe_of
@@ -26,7 +26,7 @@ MAX_DUPLICATES = 20  # in a row: the search is exhausted
 TPE_ATTEMPTS = 10  # then at random, so that a sampler that has settled does not call a space exhausted that is not
 STARTUP_TRIALS = 10  # told trials before TPE models anything; anchors among them
 LEAST_VIOLATION = 1e-3  # a gated trial counts as infeasible also where its speedup alone would have done
-NO_MEASUREMENT = 100.0  # violation of a trial that gave no number: worse than any that gave one, in points of drop
+NO_MEASUREMENT = 1e9  # violation of a trial that gave no number: worse than any that gave one, whatever its metric counts
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Question:
     seed: int
     max_drop: float
     min_speedup: float
+    constraints: tuple[Constraint, ...] = ()
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -48,7 +49,7 @@ class Question:
 def question_of(config: SearchConfig, layers: Sequence[LayerInfo]) -> Question:
     """Raises InvalidSpace where the space does not fit the layers."""
     dims = dimensions(config.space, layers)
-    return Question(dims, config.space, tuple(layers), config.seed, config.max_drop, config.min_speedup)
+    return Question(dims, config.space, tuple(layers), config.seed, config.max_drop, config.min_speedup, config.limits)
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,18 @@ def told(question: Question, result: TrialResult) -> FrozenTrial | None:
 def verdict(question: Question, result: TrialResult) -> tuple[TrialState, list[float] | None, dict[str, float]]:
     """State, (speedup, drop) and constraints of a finished trial; a constraint above 0 is violated.
 
-    TPE ignores FAIL and uses PRUNED with a violated constraint, so every ending without a measurement is PRUNED.
+    TPE ignores FAIL and uses PRUNED with a violated constraint, so every ending without a measurement is PRUNED. It adds the violations
+    up, so those of the user's own constraints, in bytes or milliseconds, are shares of their limits.
     """
-    point = result.measurement
+    point, own = result.measurement, {str(one): 0.0 for one in question.constraints}
     if result.outcome == "measured" and point is not None:
         limits = {"drop": point.drop - question.max_drop, "speedup": question.min_speedup - point.speedup}
+        limits |= {str(one): min(one.excess(point), NO_MEASUREMENT) for one in question.constraints}
         return TrialState.COMPLETE, [point.speedup, point.drop], limits
     if result.outcome == "gated" and result.gate_speedup is not None:
         missing = question.min_speedup - result.gate_speedup
-        return TrialState.PRUNED, None, {"drop": 0.0, "speedup": max(missing, LEAST_VIOLATION)}
-    return TrialState.PRUNED, None, {"drop": 0.0, "speedup": NO_MEASUREMENT}
+        return TrialState.PRUNED, None, {"drop": 0.0, "speedup": max(missing, LEAST_VIOLATION), **own}
+    return TrialState.PRUNED, None, {"drop": 0.0, "speedup": NO_MEASUREMENT, **own}
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from autocompress.tasks.batches import (
 
 __all__ = [
     "CALIBRATION_SAMPLES", "Batch", "Batches", "Task", "TrainBatch", "accuracy", "calibration", "check", "checked", "digest", "evaluating",
-    "find_task", "gather", "outputs_of", "score", "seeded", "stream", "with_holdout",
+    "find_task", "floor_drop", "gather", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 512
@@ -52,13 +53,19 @@ class Task:
     ``train``, ``search``, ``holdout``: anything that yields batches (inputs (N, ...), targets (N, ...)) each time it is iterated, a
     DataLoader for example; they must be disjoint. Without ``holdout`` it is cut from ``search`` (half of each class, by seed).
     ``calibration``: batches without augmentation for the ranges of activations; by default the first 512 samples of ``train``.
-    ``metric(outputs, targets)`` gets all outputs of a split at once and returns points of 100, higher is better.
+    ``metric(outputs, targets)`` gets all outputs of a split at once and returns a number in ``metric_unit``; where a lower one is better
+    (perplexity) ``higher_is_better`` is False. The unit "%" promises 0 to 100. ``sample_scores(outputs, targets) -> (N,)``: the metric of
+    each sample, where the metric is their mean, so that intervals are drawn over samples and parts of a split have a score.
 
     Teaching. ``build_student(width, depth)``: an untrained network of the task's own, at multipliers of its usual widths and depths.
     ``teachers``: trained networks beside the model, by the names that a recipe calls them; where ``train`` yields a third tensor
     (N, ...), it is what they read in place of the inputs. ``distillation_loss(student's outputs, teachers' outputs, temperature)``:
     for outputs that are no class logits (N, classes, ...). ``training_step(model, inputs, targets, teachers' outputs or None) -> loss``
     stands in for ``loss`` and ``distillation_loss`` together; ``loss`` is still what importances are derived from.
+
+    Around the model, for times from end to end; nothing is scored with them. ``preprocess(samples)``: a list of samples as they arrive
+    (of ``raw``, a sequence of some of them: bytes, images, texts) -> the model's inputs (N, ...). ``postprocess(outputs)``: the model's
+    outputs (N, ...) -> the answer, whatever that is.
     """
 
     name: str
@@ -75,6 +82,12 @@ class Task:
     teachers: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
     distillation_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
     training_step: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    raw: Sequence[Any] | None = None
+    preprocess: Callable[[Sequence[Any]], Tensor] | None = None
+    postprocess: Callable[[Tensor], object] | None = None
+    metric_unit: str = "%"
+    higher_is_better: bool = True
+    sample_scores: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def find_task(name: str, cache: Path, progress: Progress) -> Task:
@@ -199,15 +212,31 @@ def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tenso
         return torch.cat([model(part.to(device)).cpu() for part in torch.split(inputs, batch_size)])
 
 
-def score(task: Task, outputs: Tensor, targets: Tensor) -> float:
-    """The task's metric over a whole split. Raises InvalidTask where it is no finite number."""
+def score(task: Task, outputs: Tensor, targets: Tensor, split: str = "") -> float:
+    """The task's metric over a whole split, in its unit. Raises InvalidTask, with the split, where it is no finite number."""
+    where = f" of the {split} split" if split else ""
+    what = f"task {task.name!r}: metric {task.metric_name!r}"
     try:
         value = float(task.metric(outputs, targets))
     except Exception as error:  # whatever a user's metric raises
-        raise InvalidTask(f"task: metric {task.metric_name!r} failed on outputs {tuple(outputs.shape)}: {one_line(error)}") from error
+        raise InvalidTask(f"{what} failed on outputs {tuple(outputs.shape)}{where}: {one_line(error)}") from error
     if not math.isfinite(value):
-        raise InvalidTask(f"task: metric {task.metric_name!r} returned {value} on {len(outputs)} samples; it must be a finite number")
+        broken = int((~outputs.isfinite()).sum()) if outputs.is_floating_point() else 0
+        seen = f" ({broken} of these outputs are not finite themselves)" if broken else ""
+        raise InvalidTask(f"{what} returned {value} on {len(outputs)} samples{where}{seen}; it must be a finite number")
     return value
+
+
+def lost(task: Task, before: float, after: float) -> float:
+    """How much worse ``after`` is than ``before``, in the unit of the metric; negative where it is better."""
+    return before - after if task.higher_is_better else after - before
+
+
+def floor_drop(task: Task, reference: float) -> float:
+    """The drop of a model without mistakes. -inf where nobody knows its metric: only percentages have an end that they cannot pass."""
+    if task.metric_unit != "%" or not 0 <= reference <= 100:
+        return -math.inf
+    return lost(task, reference, 100.0 if task.higher_is_better else 0.0)
 
 
 def check(task: Task) -> None:
@@ -227,7 +256,28 @@ def check(task: Task) -> None:
     if not torch.isfinite(outputs).all():
         raise InvalidTask("task: the model's outputs are not finite on its own example; are its weights loaded?")
     _check_loss("loss", lambda: task.loss(outputs, y), f"outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}")
+    _check_scores(task, outputs, y)
     _check_teaching(task, x, outputs)
+    _check_around(task, x, outputs)
+
+
+def _check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
+    """The scores of samples, where the task gives them, average to its metric."""
+    if task.sample_scores is None:
+        return
+    try:
+        scores = task.sample_scores(outputs, targets)
+    except Exception as error:  # whatever a user's function raises
+        raise InvalidTask(f"task: sample_scores failed on outputs {tuple(outputs.shape)}: {one_line(error)}") from error
+    if not isinstance(scores, Tensor) or scores.shape != (len(outputs),):
+        got = getattr(scores, "shape", type(scores).__name__)
+        raise InvalidTask(f"task: sample_scores must give one number a sample, a tensor ({len(outputs)},), got {got}")
+    mean, value = float(scores.double().mean()), score(task, outputs, targets)
+    if not math.isclose(mean, value, rel_tol=1e-3, abs_tol=1e-6):
+        raise InvalidTask(
+            f"task: sample_scores average to {mean:g} where metric {task.metric_name!r} is {value:g}; leave them out for a metric "
+            "that is no mean over samples"
+        )
 
 
 def _check_loss(name: str, take: Callable[[], Tensor], what: str) -> None:
@@ -266,6 +316,31 @@ def _check_teaching(task: Task, x: Tensor, outputs: Tensor) -> None:
         except Exception as error:  # whatever a user's function raises
             raise InvalidTask(f"task: build_student(1.0, 1.0) failed: {one_line(error)}") from error
         _check_outputs("build_student(1.0, 1.0)", student, x, outputs.shape)
+
+
+def _check_around(task: Task, x: Tensor, outputs: Tensor) -> None:
+    """``preprocess`` makes of raw samples what the model reads, inputs like x (2, ...), and ``postprocess`` takes its outputs."""
+    if (task.preprocess is None) != (task.raw is None):
+        raise InvalidTask("task: preprocess and raw need each other: raw holds the samples, as they arrive, that preprocess is timed on")
+    if task.preprocess is not None and task.raw is not None:
+        if not len(task.raw):
+            raise InvalidTask("task: raw: no sample; preprocess is timed on samples as they arrive, give one at least")
+        samples = [task.raw[index] for index in range(min(len(task.raw), 2))]
+        try:
+            with seeded(0):
+                inputs = task.preprocess(samples)
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidTask(f"task: preprocess failed on {len(samples)} samples of raw: {one_line(error)}") from error
+        wanted = (len(samples), *x.shape[1:])
+        if not isinstance(inputs, Tensor) or inputs.dtype != x.dtype or tuple(inputs.shape) != wanted:
+            got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise InvalidTask(f"task: preprocess must give the model's inputs, {x.dtype} {wanted} for {len(samples)} samples, got {got}")
+    if task.postprocess is not None:
+        try:
+            with seeded(0):
+                task.postprocess(outputs)
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidTask(f"task: postprocess failed on outputs {tuple(outputs.shape)}: {one_line(error)}") from error
 
 
 def _check_outputs(what: str, model: object, inputs: Tensor, shape: torch.Size | None) -> None:
@@ -310,6 +385,8 @@ def digest(task: Task) -> str:
         for part in gather(split or (), "split"):
             sha.update(part.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     sha.update(task.metric_name.encode())
+    if task.metric_unit != "%" or not task.higher_is_better:  # left out where usual: digests of earlier studies stay what they were
+        sha.update(f"{task.metric_unit} {task.higher_is_better}".encode())
     for name, teacher in sorted(task.teachers.items()):
         sha.update(f"{name} {teacher!r}".encode())
         _add_weights(sha, teacher)

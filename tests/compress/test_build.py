@@ -1,12 +1,13 @@
 """The stages in the order that the recipe gives, every technique through all of them, and the same structure again for stored weights."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.blocks import FakeQuantized, LowRankConv2d
@@ -134,7 +135,43 @@ def test_the_stages_come_in_the_order_of_the_recipe() -> None:
     assert entered == ["recover", "shrink", "recover", "quantize", "recover"]
     entered.clear()
     compress(residual(8), TECHNIQUES["taylor, cubic"], materials(), timed)
-    assert entered == ["shrink", *["shrink", "recover"] * 4, "shrink", "recover"]  # whole parts; four cuts; factorize; recovery
+    assert entered == ["shrink", *["shrink", "recover"] * 4, "shrink", "recover"]  # blocks; four cuts; factorize; recovery
+
+
+class Sequences(nn.Module):
+    """An attention of four heads, an LSTM of eight units. x (N, 5, 16) -> (N, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.memory = nn.LSTM(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        out: Tensor = self.head(self.memory(x)[0][:, -1])
+        return out
+
+
+def test_heads_and_hidden_units_go_along_the_cubic_schedule_as_channels_do() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        given = Sequences().eval()
+    seen: list[tuple[int, int]] = []
+
+    def step(model: nn.Module, x: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
+        attention, memory = model.get_submodule("attention"), model.get_submodule("memory")
+        seen.append((attention.num_heads, memory.hidden_size))
+        return F.cross_entropy(model(x), targets)
+
+    samples = (Sample(inputs(8, 5, 16, seed=seed), torch.arange(8)) for seed in itertools.count())
+    plans = (LayerPlan(name="attention", keep=0.25), LayerPlan(name="memory", keep=0.25))
+    cubic = Pruning(schedule="cubic", iterations=3, steps_between=1)
+    recipe = Recipe(layers=plans, pruning=cubic, recovery=Recovery(steps=1, quantized_steps=0), distillation=None)
+    lesson = Lesson(F.cross_entropy, training_step=step)
+    made = compress(given, recipe, Materials(calibration=inputs(8, 5, 16), lesson=lesson, samples=samples))
+    assert seen == [(2, 4), (1, 2), (1, 2), (1, 2)]  # 1 - 0.75 * (19/27, 26/27, 1) of four and eight, and the last recovery
+    assert outputs(made, inputs(3, 5, 16)).shape == (3, 10)
 
 
 def test_zeros_survive_recovery_and_quantization_exactly() -> None:

@@ -1,6 +1,8 @@
 """Timing finds what a script of times hides: the ratio, its interval, when to stop; whatever the machine does meanwhile."""
 
+import contextlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from autocompress.measure import latency
-from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, SEGMENT, Effort, compare, interval
-from autocompress.runtimes.runtime import Array, Deployed
+from autocompress.measure.latency import DEFAULT, GATE, HOLDOUT, LEAST, SEARCH, SEGMENT, Effort, compare, interval
+from autocompress.measure.machine import Work
+from autocompress.runtimes.runtime import Array, Call, Deployed
 
 X: Array = np.zeros((1, 2), np.float32)
 ONE_LOOK = Effort(width=0.0, seconds=0.0, segments=6)  # stops as soon as it may
@@ -35,9 +38,9 @@ class Scripted(Deployed):
         self.log.append((self.name, 0))
         return self
 
-    def seconds(self, inputs: Array, calls: int) -> list[float]:
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
         self.log.append((self.name, calls))
-        return [next(self.script) for _ in range(calls)]
+        return [Call(next(self.script)) for _ in range(calls)]
 
 
 def around(seconds: float, noise: float, seed: int) -> Iterator[float]:
@@ -76,11 +79,12 @@ def test_a_stall_now_and_then_does_not_change_the_ratio() -> None:
     assert timing.speedup == pytest.approx(1.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("effort", [GATE, SEARCH, HOLDOUT], ids=["gate", "search", "holdout"])
+@pytest.mark.parametrize("effort", [GATE, SEARCH, DEFAULT, HOLDOUT], ids=["gate", "search", "default", "holdout"])
 def test_a_model_against_itself_is_one_within_the_interval_about_as_often_as_it_says(effort: Effort) -> None:
-    once = replace(effort, width=0.0, seconds=0.0)
+    once = replace(effort, width=math.inf)  # the first look, which is after as many segments as it asks for
     pairs = ((Scripted(around(0.01, 0.05, 2 * seed)), Scripted(around(0.01, 0.05, 2 * seed + 1)), seed) for seed in range(150))
     timings = [compare(baseline, candidate, X, once, seed=seed) for baseline, candidate, seed in pairs]
+    assert {timing.blocks for timing in timings} == {SEGMENT * effort.segments}
     assert np.mean([timing.low <= 1 <= timing.high for timing in timings]) >= 0.88
     assert np.mean([timing.speedup for timing in timings]) == pytest.approx(1.0, abs=0.01)
 
@@ -157,15 +161,38 @@ def test_at_the_cap_the_result_says_that_it_is_not_resolved() -> None:
     assert timing.high - timing.low > 0.001 * timing.speedup
 
 
+def test_a_cap_that_is_spent_ends_it_before_all_segments_but_never_below_the_least() -> None:
+    timing = compare(Scripted(around(0.004, 0.5, 1)), Scripted(around(0.004, 0.5, 2)), X, Effort(0.001, seconds=0.0, segments=5 * LEAST))
+    assert timing.blocks == SEGMENT * LEAST
+    assert not timing.resolved
+
+
+def test_it_looks_again_only_when_a_quarter_more_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def never_narrow(ratios: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+        seen.append(len(ratios) // SEGMENT)
+        return 0.0, 9.0 if len(seen) < 4 else 0.0
+
+    monkeypatch.setattr(latency, "interval", never_narrow)
+    compare(Scripted(around(0.004, 0.5, 1)), Scripted(around(0.004, 0.5, 2)), X, Effort(0.01, seconds=60.0, segments=8))
+    assert seen == [8, 10, 13, 17]
+
+
 def test_more_is_asked_of_later_timings() -> None:
-    assert GATE.width > SEARCH.width > HOLDOUT.width
-    assert GATE.seconds < SEARCH.seconds < HOLDOUT.seconds
-    assert GATE.segments < SEARCH.segments < HOLDOUT.segments
+    assert GATE.width > SEARCH.width == DEFAULT.width > HOLDOUT.width
+    assert GATE.seconds < SEARCH.seconds < DEFAULT.seconds < HOLDOUT.seconds
+    assert GATE.segments < SEARCH.segments < DEFAULT.segments < HOLDOUT.segments
+
+
+def test_without_an_effort_the_interval_is_asked_to_be_within_three_percent() -> None:
+    timing = compare(Scripted(around(0.004, 0.0, 1)), Scripted(around(0.004, 0.0, 2)), X)
+    assert (DEFAULT.width, timing.blocks) == (0.06, SEGMENT * DEFAULT.segments)
 
 
 def test_equal_seeds_and_times_give_an_equal_result() -> None:
     twice = [compare(Scripted(around(0.002, 0.1, 1)), Scripted(around(0.001, 0.1, 2)), X, ONE_LOOK, seed=5) for _ in range(2)]
-    assert twice[0] == twice[1]
+    assert replace(twice[0], busy=None) == replace(twice[1], busy=None)
 
 
 def test_the_interval_of_equal_ratios_is_that_ratio() -> None:
@@ -192,3 +219,91 @@ def test_the_interval_holds_the_true_median_in_about_95_of_100_cases(name: str) 
     intervals = [interval(DISTRIBUTIONS[name](random), random, draws=300) for _ in range(300)]
     inside = np.mean([low <= 1.5 <= high for low, high in intervals])
     assert 0.88 <= inside <= 0.99
+
+
+class Interrupted(Deployed):
+    """A call takes ``seconds``; of ``every`` calls the last one loses its core for eight milliseconds."""
+
+    def __init__(self, seconds: float, every: int) -> None:
+        super().__init__(Path())
+        self.alone, self.every, self.count = seconds, every, 0
+
+    def timed(self, inputs: Array, calls: int) -> list[Call]:
+        places = range(self.count, self.count + calls)
+        self.count += calls
+        hit = [place % self.every == self.every - 1 for place in places]
+        return [Call(self.alone + 0.008 * is_hit, is_hit) for is_hit in hit]
+
+
+def test_a_call_that_lost_its_core_counts_in_the_tail_and_not_in_the_ratio() -> None:
+    timing = compare(Interrupted(0.0015, every=2), Interrupted(0.001, every=3), X, ONE_LOOK)
+    assert timing.speedup == pytest.approx(1.5)
+    assert (timing.low, timing.high) == (pytest.approx(1.5), pytest.approx(1.5))
+    assert (timing.latency_ms, timing.baseline_latency_ms) == (pytest.approx(1.0), pytest.approx(1.5))
+    assert (timing.p90_ms, timing.baseline_p90_ms) == (pytest.approx(9.0), pytest.approx(9.5))
+    assert 1 / 3 < timing.interrupted < 1 / 2
+
+
+def test_a_block_whose_calls_were_all_interrupted_is_timed_again() -> None:
+    class OnceHit(Interrupted):
+        """The first four calls of every thirty-two are hit: a whole block."""
+
+        def timed(self, inputs: Array, calls: int) -> list[Call]:
+            self.count += calls
+            return [Call(self.alone + 0.008 * hit, hit) for hit in [(self.count - calls) % 32 < 4] * calls]
+
+    timing = compare(OnceHit(0.001, 0), OnceHit(0.001, 0), X, ONE_LOOK)
+    assert timing.interrupted > 0
+    assert (timing.low, timing.speedup, timing.high) == (1.0, 1.0, 1.0)
+    assert timing.latency_ms == pytest.approx(1.0)
+
+
+def test_calls_that_are_always_interrupted_still_end_in_a_number() -> None:
+    timing = compare(Interrupted(0.002, every=1), Interrupted(0.002, every=1), X, ONE_LOOK)
+    assert timing.interrupted == 1.0
+    assert timing.latency_ms == pytest.approx(10.0)
+
+
+def test_tails_are_those_of_single_calls_and_not_of_blocks() -> None:
+    def with_a_slow_tenth(seconds: float) -> Iterator[float]:
+        yield from [seconds] * 3  # the warm-up
+        while True:
+            yield from [seconds] * 6 + [3 * seconds] + [seconds] * 7
+
+    timing = compare(Scripted(with_a_slow_tenth(0.002)), Scripted(with_a_slow_tenth(0.001)), X, ONE_LOOK)
+    assert (timing.latency_ms, timing.baseline_latency_ms) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert (timing.p90_ms, timing.baseline_p90_ms) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert (timing.p99_ms, timing.baseline_p99_ms) == (pytest.approx(3.0), pytest.approx(6.0))
+    assert timing.calls == 4 * PAIRS  # a block of 4 ms is four calls of 1 ms
+
+
+@pytest.mark.parametrize(("candidate", "faster"), [(0.001, 1.0), (0.003, 0.0), (0.002, 0.5)], ids=["faster", "slower", "tied"])
+def test_the_probability_of_being_faster_counts_a_tie_for_half(candidate: float, faster: float) -> None:
+    timing = compare(Scripted(itertools.repeat(0.002)), Scripted(itertools.repeat(candidate)), X, ONE_LOOK)
+    assert timing.faster == faster
+
+
+def test_the_probability_of_being_faster_is_a_share_of_the_pairs() -> None:
+    timing = compare(Scripted(around(0.004, 0.1, 1)), Scripted(around(0.0038, 0.1, 2)), X, replace(HOLDOUT, width=math.inf))
+    assert 0.5 < timing.faster < 1.0
+
+
+def test_one_timing_waits_for_another_on_the_same_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(device: str) -> Iterator[None]:
+        taken.append(device)
+        yield
+        taken.append("free")
+
+    monkeypatch.setattr(latency, "turn", noted)
+    compare(Scripted(around(0.002, 0.0, 0)), Scripted(around(0.002, 0.0, 0)), X, ONE_LOOK, device="cuda:0")
+    assert taken == ["cuda:0", "free"]
+
+
+def test_a_timing_says_what_others_did_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = iter([Work(0.0, 10.0, 5.0), Work(2.0, 15.0, 7.0)])
+    monkeypatch.setattr(latency, "work", lambda: next(works))
+    timing = compare(Scripted(around(0.002, 0.0, 0)), Scripted(around(0.002, 0.0, 0)), X, ONE_LOOK)
+    assert timing.busy == pytest.approx(1.5)  # 5 s of work of all in 2 s, 2 s of them its own

@@ -9,11 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.config import Budget, SearchConfig
+from autocompress.config import Budget, SearchConfig, parse_constraint
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import LayerPlan, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, Target, TrialResult
-from autocompress.study.pareto import Bounds, best, confirmed, describe, front, hypervolume, knee, nearest, pick, summary
+from autocompress.study.pareto import (
+    Bounds,
+    best,
+    bounds_of,
+    confirmed,
+    describe,
+    front,
+    hypervolume,
+    knee,
+    nearest,
+    pick,
+    row,
+    summary,
+    within,
+)
 
 MakeTrial = Callable[..., TrialResult]
 MakeMeasurement = Callable[..., Measurement]
@@ -81,6 +95,59 @@ def test_the_nearest_misses_by_the_least_share_of_the_bounds(make_trial: MakeTri
     assert loose.number == 0  # 40 % over one bound against 50 % short of the other
     assert nearest([make_trial(2)], WIDE) is None
     assert nearest([make_trial(0, 3.0, 1.0)], Bounds(max_drop=0.0, min_speedup=2.0)) is not None
+
+
+def held(trial: TrialResult, **checks: float) -> TrialResult:
+    return trial.model_copy(update={"measurement": point_of(trial).model_copy(update={"checks": checks})})
+
+
+STRICT = WIDE._replace(constraints=(parse_constraint("worst_class_drop <= 5"), parse_constraint("size_bytes <= 1000")))
+
+
+def test_the_best_keeps_the_constraints_also_where_the_front_does_not(make_trial: MakeTrial) -> None:
+    fast, large, good, unknown = (make_trial(number, 9.0 - number, 1.0 + number) for number in range(4))
+    results = [held(fast, worst_class_drop=5.1), held(large, worst_class_drop=5.0), held(good, worst_class_drop=-1.0), unknown]
+    results[1] = held(make_trial(1, 8.0, 2.0, 1001), worst_class_drop=5.0)
+    assert numbers(front(results)) == [0]
+    chosen = best(results, STRICT)
+    assert chosen is not None
+    assert chosen.number == 2
+    assert numbers(within(results, STRICT.constraints)) == [2]
+    assert pick(results, "best", STRICT).number == 2
+    with pytest.raises(InvalidStudy, match=r"2x faster, with worst_class_drop <= 5, with size_bytes <= 1000\. The nearest is trial 1"):
+        pick(results[:2], "best", STRICT)
+
+
+def test_the_nearest_counts_a_missed_constraint_as_a_share_of_it(make_trial: MakeTrial) -> None:
+    tenth, fifth = held(make_trial(0, 3.0, 1.0), worst_class_drop=5.5), held(make_trial(1, 9.0, 0.0, 1200), worst_class_drop=0.0)
+    near = nearest([fifth, tenth, make_trial(2, 9.0, 0.0)], STRICT)
+    assert near is not None
+    assert near.number == 0
+
+
+def test_what_failed_is_told_with_its_number_on_both_splits(make_config: Callable[..., SearchConfig], make_trial: MakeTrial) -> None:
+    config = make_config(constraints=("worst_class_drop <= 5",))
+    chosen = held(make_trial(0, 4.0, 1.0), worst_class_drop=4.0)
+    other = point_of(held(chosen, worst_class_drop=7.5)).model_copy(update={"split": "holdout", "drop": 3.5})
+    told = summary(config, None, [chosen, make_trial(1, 5.0, 1.0)], {0: other}, state="finished")
+    assert told["constraints"] == ["worst_class_drop <= 5"]
+    assert told["best"]["failed"] == []
+    assert told["best"]["confirmed"] is False
+    assert told["best"]["holdout"]["failed"] == ["drop <= 3 (3.5)", "worst_class_drop <= 5 (7.5)"]
+    assert told["front"][0]["failed"] == ["worst_class_drop <= 5 (not measured)"]
+    assert bounds_of(config).failed(point_of(make_trial(1, 1.5, 4.0)))[:2] == ["drop <= 3 (4)", "speedup >= 2 (1.5)"]
+
+
+def test_a_drop_counts_by_the_size_of_its_metric(make_trial: MakeTrial) -> None:
+    """An mIoU of 0.7 that may lose 0.01: half of it lost is no near miss."""
+
+    def small(number: int, speed: float, drop: float) -> TrialResult:
+        one = make_trial(number, speed, drop)
+        return one.model_copy(update={"measurement": point_of(one).model_copy(update={"baseline_accuracy": 0.7})})
+
+    near = nearest([small(0, 9.0, 0.35), small(1, 1.0, 0.0)], Bounds(max_drop=0.01, min_speedup=2.0))
+    assert near is not None
+    assert near.number == 1
 
 
 def test_the_knee_bulges_farthest_from_the_chord(make_trial: MakeTrial) -> None:
@@ -151,19 +218,33 @@ def test_the_summary_keeps_its_contract(
     told = summary(make_config(), baseline, results, {0: make_measurement(3.9, 1.2)}, state="finished", stopped="budget")
     assert list(told) == [
         "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "target",
-        "max_drop", "min_speedup", "baseline", "front", "best", "nearest", "hypervolume",
+        "max_drop", "min_speedup", "constraints", "baseline", "front", "best", "nearest", "hypervolume",
     ]  # fmt: skip
     assert (told["finished"], told["budget"], told["budget_seconds"], told["stopped"]) == (4, 12, None, "budget")
     assert told["outcomes"] == {"measured": 2, "diverged": 1, "gated": 1}
     assert told["baseline"]["latency_ms"] == 1.0
-    columns = ["trial", "speedup", "speedup_low", "speedup_high", "drop", "size_bytes", "latency_ms", "accuracy", "holdout"]
+    columns = ["trial", "speedup", "speedup_low", "speedup_high", "drop", "size_bytes", "latency_ms", "accuracy", "failed", "holdout"]
+    columns += ["batches", "worst"]
     assert [sorted(row) for row in told["front"]] == [sorted(columns)] * 2
-    assert told["front"][0]["holdout"] == {"speedup": 3.9, "speedup_low": 3.9 * 0.98, "speedup_high": 3.9 * 1.02, "drop": 1.2}
+    held = {"speedup": 3.9, "speedup_low": 3.9 * 0.98, "speedup_high": 3.9 * 1.02, "drop": 1.2, "failed": []}
+    assert told["front"][0]["holdout"] == held
     assert told["front"][1]["holdout"] is None
     assert told["best"] == {**told["front"][0], "confirmed": True}
     assert told["nearest"] is None
     assert math.isclose(told["hypervolume"], 1 * 3 + 2 * 2)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_a_row_over_several_batch_sizes_has_each_and_the_worst(make_trial: MakeTrial) -> None:
+    one = make_trial(0, 4.0, 1.0)
+    timing = {"latency_ms": 1.0, "baseline_latency_ms": 4.0, "speedup_low": 1.0, "speedup_high": 9.0, "resolved": True}
+    batches = [{"batch_size": size, "speedup": speedup, **timing} for size, speedup in ((1, 5.0), (8, 2.0), (32, 6.4))]
+    several = Measurement.model_validate(point_of(one).model_dump() | {"batches": batches})
+    told = row(one.model_copy(update={"measurement": several}), None, Bounds(3.0, 2.0))
+    assert [(part["batch_size"], part["speedup"]) for part in told["batches"]] == [(1, 5.0), (8, 2.0), (32, 6.4)]
+    assert told["worst"] == told["batches"][1]
+    alone = row(one, None, Bounds(3.0, 2.0))
+    assert (alone["batches"], alone["worst"]) == ([], None)
 
 
 def test_the_summary_of_a_study_without_trials_has_nulls_and_no_infinities(make_config: Callable[..., SearchConfig]) -> None:

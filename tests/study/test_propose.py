@@ -128,6 +128,29 @@ def test_every_ending_is_told_so_that_tpe_learns_from_it(question: Question, mak
         assert limits["speedup"] > fast_but_gated[2]["speedup"]
 
 
+def test_constraints_of_the_user_are_told_as_shares_of_their_limits(
+    make_config: MakeConfig, chain: tuple[LayerInfo, ...], make_trial: Callable[..., TrialResult]
+) -> None:
+    question = question_of(make_config(constraints=("size_bytes<=800", "rare_drop <= 5")), chain)
+    names = ["drop", "speedup", "size_bytes <= 800", "rare_drop <= 5"]
+    state, _, limits = verdict(question, make_trial(0, 4.0, 1.0, 1000))
+    assert state == TrialState.COMPLETE
+    assert list(limits) == names
+    assert limits["size_bytes <= 800"] == pytest.approx(0.25)
+    assert limits["rare_drop <= 5"] > 1000  # not measured
+    for other in (make_trial(0, gate_speedup=1.25), make_trial(0, outcome="died")):
+        assert list(verdict(question, other)[2]) == names
+    proposal = propose(question, Memory(), [], 0)
+    assert proposal is not None
+    study = remember(Memory(), question, [make_trial(0, 4.0, 1.0, 1000, params=proposal.params)])
+    assert list(study.get_trials()[0].constraints) == names
+
+
+def test_no_measurement_is_worse_than_any_whatever_the_metric_counts(question: Question, make_trial: Callable[..., TrialResult]) -> None:
+    wrecked = verdict(question, make_trial(0, 4.0, 50_000.0))[2]  # a perplexity
+    assert sum(verdict(question, make_trial(0, outcome="died"))[2].values()) > sum(wrecked.values())
+
+
 def test_trials_that_give_no_number_still_push_the_sampler_away(
     question: Question, make_trial: Callable[..., TrialResult]
 ) -> None:

@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from autocompress.tasks.task import (
     check,
     digest,
     find_task,
+    floor_drop,
     gather,
+    lost,
     outputs_of,
     score,
     seeded,
@@ -64,7 +66,7 @@ WRONG = {
     "toy_task:raises": r"raises\(\) failed: RuntimeError: no weights here, sadly \(.*toy_task\.py:\d+\)",
     "toy_task:returns_a_model": r"returns_a_model\(\) must return an autocompress\.Task, it returned Toy",
     "toy_task:wrong_input": r"the model fails on its own example, inputs \(2, 1, 8, 8\) torch\.float32: RuntimeError",
-    "toy_task:nan_metric": r"metric 'accuracy' returned nan on \d+ samples; it must be a finite number",
+    "toy_task:nan_metric": r"task 'toy': metric 'accuracy' returned nan on \d+ samples; it must be a finite number",
     "toy_task:raising_metric": r"metric 'accuracy' failed on outputs \(\d+, 10\): KeyError: 'labels'",
     "toy_task:empty_search": "search: the loader yields no batch",
     "toy_task:empty_train": "train: the loader yields no batch",
@@ -256,6 +258,58 @@ def test_the_metric_sees_a_whole_split_at_once() -> None:
     assert value == pytest.approx(100 * right / 150, abs=1e-4)
 
 
+def test_a_metric_without_a_number_names_task_split_and_value_and_whether_the_outputs_had_one() -> None:
+    outputs, targets = torch.zeros(4, 10), torch.zeros(4, dtype=torch.int64)
+    task = replace(toy_task.make(), metric=lambda outputs, targets: float("inf"), metric_name="perplexity")
+    with pytest.raises(InvalidTask, match=r"task 'toy': metric 'perplexity' returned inf on 4 samples of the holdout split; it must"):
+        score(task, outputs, targets, "holdout")
+    with pytest.raises(InvalidTask, match=r"\(40 of these outputs are not finite themselves\)"):
+        score(task, outputs / 0, targets)
+
+
+def test_a_drop_is_how_much_worse_the_metric_is() -> None:
+    task = toy_task.make()
+    assert lost(task, 99.0, 97.5) == 1.5
+    assert lost(replace(task, higher_is_better=False), 12.0, 12.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("unit", "higher", "reference", "floor"),
+    [
+        ("%", True, 99.0, -1.0),
+        ("%", False, 4.0, -4.0),  # an error rate
+        ("", False, 12.0, float("-inf")),  # a perplexity
+        ("dB", True, 30.0, float("-inf")),
+        ("%", True, -3.0, float("-inf")),  # no percentage, whatever its unit says
+        ("%", True, 130.0, float("-inf")),
+    ],
+)
+def test_only_a_percentage_has_a_best_value_that_the_gate_may_count_on(unit: str, higher: bool, reference: float, floor: float) -> None:
+    assert floor_drop(replace(toy_task.make(), metric_unit=unit, higher_is_better=higher), reference) == floor
+
+
+def sums(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 2 * (outputs.argmax(1) == targets).float()
+
+
+@pytest.mark.parametrize(
+    ("scores", "rule"),
+    [
+        (lambda outputs, targets: outputs, r"one number a sample, a tensor \(2,\), got torch.Size"),
+        (lambda outputs, targets: 3.0, r"one number a sample, a tensor \(2,\), got float"),
+        (lambda outputs, targets: outputs.absent, "sample_scores failed on outputs .*AttributeError"),
+        (sums, r"average to \S+ where metric 'accuracy' is \d+; leave them out"),
+    ],
+)
+def test_scores_of_samples_that_do_not_average_to_the_metric_are_refused_before_anything_is_spent(scores: object, rule: str) -> None:
+    with pytest.raises(InvalidTask, match=rule):
+        check(replace(toy_task.make(), sample_scores=scores))
+
+
+def test_scores_of_samples_that_average_to_the_metric_are_fine() -> None:
+    check(replace(toy_task.make(), sample_scores=lambda outputs, targets: 100.0 * (outputs.argmax(1) == targets)))
+
+
 def test_the_digest_is_the_same_in_another_build_and_follows_weights_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(toy_task.make())
     assert digest(toy_task.make()) == before
@@ -269,13 +323,15 @@ def test_the_digest_is_the_same_in_another_build_and_follows_weights_and_data(mo
         replace(toy_task.make(), holdout=[(moved, y)]),
         replace(toy_task.make(), search=[(x, flipped)]),
         replace(toy_task.make(), metric_name="F1"),
+        replace(toy_task.make(), metric_unit="dB"),
+        replace(toy_task.make(), higher_is_better=False),
     ]
     task = toy_task.make()
     with torch.no_grad():
         task.model.norm1.running_var[0] += 1e-3
     monkeypatch.setitem(os.environ, "TOY_SEED", "1")
     digests = {before, digest(task), digest(toy_task.make()), *map(digest, changed)}
-    assert len(digests) == 7
+    assert len(digests) == 9
 
 
 def test_the_digest_does_not_depend_on_how_a_split_is_cut_into_batches() -> None:
@@ -393,6 +449,44 @@ BESIDE = {
         "has no gradient; do not detach",
     ),
 }
+
+
+AROUND: dict[str, tuple[dict[str, object], str]] = {
+    "preprocess without samples": ({"preprocess": torch.stack}, "preprocess and raw need each other"),
+    "samples without preprocess": ({"raw": [1]}, "preprocess and raw need each other"),
+    "no sample": ({"raw": [], "preprocess": torch.stack}, "raw: no sample; .* give one at least"),
+    "a preprocess that fails": ({"raw": [1, 2, 3], "preprocess": torch.stack}, "preprocess failed on 2 samples of raw: TypeError"),
+    "inputs of another shape": (
+        {"raw": [torch.zeros(8, 8)], "preprocess": torch.stack},
+        r"must give the model's inputs, torch\.float32 \(1, 1, 8, 8\) for 1 samples, got torch\.float32 \(1, 8, 8\)",
+    ),
+    "inputs of another type": (
+        {"raw": [torch.zeros(1, 8, 8, dtype=torch.uint8)], "preprocess": torch.stack},
+        r"must give the model's inputs, .*, got torch\.uint8 \(1, 1, 8, 8\)",
+    ),
+    "no tensor": ({"raw": [1, 2], "preprocess": list}, "must give the model's inputs, .*, got list"),
+    "a postprocess that fails": ({"postprocess": lambda outputs: outputs[5]}, r"postprocess failed on outputs \(2, 10\): IndexError"),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_is_wrong_around_the_model_is_told_in_one_line(case: str) -> None:
+    fields, said = AROUND[case]
+    with pytest.raises(InvalidTask, match=said) as caught:
+        check(plus(**fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_with_what_goes_around_its_model_passes_and_its_draws_leave_no_trace() -> None:
+    def preprocess(samples: Sequence[Tensor]) -> Tensor:
+        torch.rand(1)
+        return torch.stack(list(samples)).float() / 8 - 1
+
+    raw = [torch.zeros(1, 8, 8, dtype=torch.uint8)] * 3
+    task = plus(raw=raw, preprocess=preprocess, postprocess=lambda outputs: outputs.argmax(1))
+    drawn = states()
+    check(task)
+    assert states() == drawn
 
 
 @pytest.mark.parametrize("case", BESIDE)

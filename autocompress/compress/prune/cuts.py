@@ -44,23 +44,23 @@ def leave_fused_path_(model: nn.Module) -> None:
             encoder.use_nested_tensor = False
 
 
-def wanted_shares(keep: Mapping[str, float], reasons: Mapping[str, str], kind: str) -> dict[str, float]:
-    """The shares below 1. Raises InfeasibleRecipe for an unknown name, a share outside (0, 1] and what a reason stands against."""
+def wanted_counts(
+    keep: Mapping[str, float], present: Mapping[str, int], reasons: Mapping[str, str], kind: str, given: Mapping[str, int] | None
+) -> dict[str, int]:
+    """How many stay where that is fewer than are ``present``: ``round(share * given)``, at least one; ``given``: before earlier cuts.
+
+    Raises InfeasibleRecipe for an unknown name, a share outside (0, 1] and what a reason stands against; what was cut before may be cut.
+    """
+    full = present if given is None else {**present, **given}
     for name, share in keep.items():
-        if name not in reasons:
-            offered = ", ".join(other for other, reason in reasons.items() if not reason) or "none"
+        if name not in present:
+            offered = ", ".join(other for other in present if not reasons[other]) or "none"
             raise InfeasibleRecipe(f"{name}: the model has no {kind} of this name. It has: {offered}.")
         if not 0.0 < share <= 1.0:
             raise InfeasibleRecipe(f"{name}: keep must be above 0 and at most 1, got {share:g}. It is the share that stays.")
-        if share < 1.0 and reasons[name]:
+        if share < 1.0 and reasons[name] and full[name] == present[name]:
             raise InfeasibleRecipe(f"{name}: keep {share:g} is not possible: {reasons[name]}. Set keep to 1 or leave it out.")
-    return {name: share for name, share in keep.items() if share < 1.0}
-
-
-def counts_of(shares: Mapping[str, float], present: Mapping[str, int], given: Mapping[str, int] | None) -> dict[str, int]:
-    """How many stay, ``round(share * given)`` and at least one, where that is fewer than there are; ``given``: before earlier cuts."""
-    given = present if given is None else {**present, **given}
-    counts = {name: max(1, round(share * given[name])) for name, share in shares.items()}
+    counts = {name: max(1, round(share * full[name])) for name, share in keep.items()}
     return {name: count for name, count in counts.items() if count < present[name]}
 
 

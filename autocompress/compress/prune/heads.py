@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.blocks.attention import NarrowAttention, PlainSelfAttention, SelfAttentionPlan
 from autocompress.compress.prune.calls import changes, eval_copy, is_close, own_copy, seen_modules, shapes_of
-from autocompress.compress.prune.cuts import UnitScorer, counts_of, leave_fused_path_, most_important, wanted_shares
+from autocompress.compress.prune.cuts import UnitScorer, leave_fused_path_, most_important, wanted_counts
 from autocompress.compress.prune.importance import Scoring
 from autocompress.compress.prune.projections import HeadCut, cut_heads_, find_cuts, find_plain, heads_of, scores_by_input, scores_by_weight
 from autocompress.errors import InfeasibleRecipe
@@ -51,8 +51,8 @@ def prune_heads(
     that cannot be cut, and a share outside (0, 1].
     """
     plans = _plans(model, example)
-    shares = wanted_shares(keep, {name: attention.reason for name, attention in plans.attention.items()}, "attention module")
-    counts = counts_of(shares, {name: attention.heads for name, attention in plans.attention.items()}, heads)
+    present, reasons = ({name: getattr(item, field) for name, item in plans.attention.items()} for field in ("heads", "reason"))
+    counts = wanted_counts(keep, present, reasons, "attention module", heads)
     work = own_copy(model)
     if not counts:
         return work

@@ -32,7 +32,7 @@ from autocompress.compress.prune.calls import (
     record_calls,
     shapes_of,
 )
-from autocompress.compress.prune.cuts import UnitScorer, counts_of, cut_linear_, cut_parameter_, most_important, wanted_shares
+from autocompress.compress.prune.cuts import UnitScorer, cut_linear_, cut_parameter_, most_important, wanted_counts
 from autocompress.compress.prune.importance import Scoring
 from autocompress.errors import InfeasibleRecipe
 
@@ -75,8 +75,8 @@ def prune_recurrent(
     cannot be cut, and a share outside (0, 1].
     """
     found = recurrent_modules(model, example)
-    shares = wanted_shares(keep, {name: item.reason for name, item in found.items()}, "LSTM or GRU")
-    counts = counts_of(shares, {name: item.hidden for name, item in found.items()}, hidden)
+    present, reasons = ({name: getattr(item, field) for name, item in found.items()} for field in ("hidden", "reason"))
+    counts = wanted_counts(keep, present, reasons, "LSTM or GRU", hidden)
     work = own_copy(model)
     if not counts:
         return work
