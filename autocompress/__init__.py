@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autocompress.compare import compare
     from autocompress.config import SearchConfig, Space
     from autocompress.errors import AutocompressError, UserError
-    from autocompress.job import apply, doctor, export, load, resume, search, show
+    from autocompress.job import apply, doctor, explain, export, load, resume, search, show, verify
     from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery
     from autocompress.records import Measurement, Target, TrialResult
+    from autocompress.study.ask import ask
     from autocompress.tasks.task import Task
 
 __version__ = "0.1.0"
@@ -32,12 +34,16 @@ __all__ = [
     "TrialResult",
     "UserError",
     "apply",
+    "ask",
+    "compare",
     "doctor",
+    "explain",
     "export",
     "load",
     "resume",
     "search",
     "show",
+    "verify",
 ]
 
 _MODULES = {
@@ -54,12 +60,16 @@ _MODULES = {
     "TrialResult": "autocompress.records",
     "UserError": "autocompress.errors",
     "apply": "autocompress.job",
+    "ask": "autocompress.study.ask",
+    "compare": "autocompress.compare",
     "doctor": "autocompress.job",
+    "explain": "autocompress.job",
     "export": "autocompress.job",
     "load": "autocompress.job",
     "resume": "autocompress.job",
     "search": "autocompress.job",
     "show": "autocompress.job",
+    "verify": "autocompress.job",
 }
 
 

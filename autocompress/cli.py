@@ -1,7 +1,8 @@
 """The command line: one thin command a function of job; terminal shows what it returns.
 
 Everything slow is imported inside the commands, so that ``--help`` is instant. Results go to stdout, progress to stderr.
-Exit codes: 0 found, 2 wrong input, 3 finished but no recipe met both bounds, 130 interrupted (143 by SIGTERM).
+Exit codes: 0 found, 2 wrong input, 3 finished but no recipe met the bounds, 4 an artifact is not what
+it says (verify), 130 interrupted (143 by SIGTERM).
 """
 
 import json
@@ -14,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from autocompress import questions
 from autocompress.errors import Diverged, InfeasibleRecipe, UserError
+from autocompress.options import FOUND, INTERRUPTED, NOTHING_FOUND, RUNS, TERMINATED, WRONG_INPUT, Json, Runs, StudyName, dumped
 
 if TYPE_CHECKING:
     from autocompress.job import DryRun, Study
     from autocompress.progress import Progress
-
-FOUND, WRONG_INPUT, NOTHING_FOUND, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
-RUNS = Path("runs")
 
 
 class Commands(TyperGroup):
@@ -93,13 +93,6 @@ def present_study(study: "Study", as_json: bool) -> None:
         Terminal().out(dumped(study.summary))
 
 
-def dumped(content: object) -> str:
-    """One line of strict JSON: a number that is not one would break the scripts that read it, so it is a bug of ours."""
-    from pydantic_core import to_jsonable_python
-
-    return json.dumps(content, allow_nan=False, default=to_jsonable_python)
-
-
 def present_dry_run(plan: "DryRun", as_json: bool) -> None:
     from autocompress.progress import Progress, duration
     from autocompress.terminal import Terminal, present_layers, present_space
@@ -155,14 +148,11 @@ def batch_sizes(text: str) -> str:
 
 
 BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study: a folder under --runs.")]
-Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
 TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")]
 RuntimeName = Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where recovery trains: cpu, cuda; auto takes CUDA when there is one.")]
 BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
 
 @app.callback()
@@ -176,9 +166,10 @@ def root(
       autocompress search --budget 50      the main job, on embedded data
       autocompress search --task mypackage.model:factory --budget 20m
       autocompress show digits             what a study found
+      autocompress explain digits          what each decision of its best recipe bought
       autocompress doctor                  what this machine can run
 
-    Exit codes: 0 found, 2 wrong input, 3 no recipe met both bounds, 130 interrupted.
+    Exit codes: 0 found, 2 wrong input, 3 no recipe met the bounds, 4 an artifact is not what it says, 130 interrupted.
     """
 
 
@@ -284,6 +275,11 @@ def show(
         present_study(found, as_json=False)
 
 
+app.command()(questions.explain)
+app.command()(questions.ask)
+app.command()(questions.compare)
+
+
 @app.command()
 def export(
     study: StudyName,
@@ -305,6 +301,9 @@ def export(
 
     folder = job.export(study, trial=trial, out=out, runs=runs)
     Terminal().line(f"written   {contents(folder)}")
+
+
+app.command()(questions.verify)
 
 
 @app.command(name="apply")

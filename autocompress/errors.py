@@ -6,6 +6,7 @@
     │   ├── InvalidSpace          a search space or configuration that does not read
     │   ├── InvalidTask           a task that cannot be imported, built or run on its own example
     │   ├── InvalidStudy          a study that is absent, taken, changed, or measured elsewhere
+    │   ├── InvalidArtifact       an exported folder with a file missing or changed
     │   └── MissingDependency     a runtime whose package is not installed; names the pip command
     ├── InfeasibleRecipe          a well-formed recipe that this model or target cannot realize  -> outcome `infeasible`
     └── Diverged                  recovery produced a loss that is not finite                     -> outcome `diverged`
@@ -40,6 +41,10 @@ class InvalidTask(UserError):
 
 class InvalidStudy(UserError):
     """A study that does not exist, exists already, is in use, or does not fit task or machine."""
+
+
+class InvalidArtifact(UserError):
+    """An exported folder that is none, or that is no longer what was exported."""
 
 
 class MissingDependency(UserError):

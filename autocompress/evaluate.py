@@ -311,6 +311,19 @@ def timing_fields(timing: Timing, batches: tuple[BatchTiming, ...]) -> dict[str,
     return {name: getattr(timing, name) for name in alike} | ends
 
 
+def opened(recipe: Recipe, bench: Bench, artifact: Path) -> Deployed:
+    """A stored artifact, loaded to be run."""
+    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
+    return bench.runtime.open(artifact, bench.target.threads, model)
+
+
+def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) -> Measurement:
+    """The measurement of a stored artifact with another timing of it against the baseline; all else in it stays."""
+    assert result.measurement is not None
+    timing, batches = compare_batches(bench.deployed, opened(result.recipe, bench, artifact), bench.batches, effort)
+    return result.measurement.model_copy(update=timing_fields(timing, batches))
+
+
 def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:
     """The stored artifact again: timed longer, on the holdout split, which selects nothing."""
     model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)

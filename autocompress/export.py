@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from autocompress.artifact import CHECKSUMS, MEASURED, RECIPE, write_checksums
 from autocompress.compress.build import rebuild
 from autocompress.errors import InfeasibleRecipe, InvalidRecipe, UserError
 from autocompress.recipe import from_yaml, to_yaml
@@ -20,7 +21,8 @@ README = """\
 
 Compressed by autocompress: {speedup:.2f}x ({low:.2f} to {high:.2f}) as fast as the same model in fp32
 in {runtime} at batch {batch}{worst}, {threads} thread(s); {metric} {accuracy} against {reference} on the {split} split.
-All numbers: measured.json. What was done to each layer: recipe.yaml.
+All numbers: measured.json. What was done to each layer: recipe.yaml. Are the files whole: `sha256sum --check {checksums}`,
+and do the numbers hold on your machine: `autocompress verify "this folder"`.
 
 {how}
 
@@ -35,10 +37,8 @@ ONNX = """\
 PYTORCH = "The weights are in weights.safetensors; inputs: float32, shape (any batch, {shape}), preprocessed as in training."
 
 
-def export(
-    result: TrialResult, holdout: Measurement | None, artifact: Path, about: tuple[Baseline, Machine, tuple[int, ...]], out: Path
-) -> Path:
-    """Copy what was measured to ``out``, with recipe.yaml, measured.json and a README; ``about`` ends with the shape of one input.
+def export(result: TrialResult, holdout: Measurement | None, artifact: Path, about: tuple[Baseline, Machine, str], out: Path) -> Path:
+    """Copy what was measured to ``out``, with recipe.yaml, measured.json, a README and SHA256SUMS; ``about`` ends with the task's name.
 
     Raises UserError where ``out`` is not empty or the artifact is gone.
     """
@@ -46,32 +46,35 @@ def export(
         raise UserError(f"{artifact}: the artifact of trial {result.number} is missing; replay its recipe.yaml with `autocompress apply`")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
-    baseline, machine, shape = about
+    baseline, machine, task = about
 
     def fill(folder: Path) -> None:
         shutil.copytree(artifact, folder, dirs_exist_ok=True)
-        (folder / "recipe.yaml").write_text(to_yaml(result.recipe), encoding="utf-8")
+        (folder / RECIPE).write_text(to_yaml(result.recipe), encoding="utf-8")
         measured = {
             "target": result.target.model_dump(mode="json"),
             "search": result.measurement.model_dump(mode="json") if result.measurement else None,
             "holdout": holdout.model_dump(mode="json") if holdout else None,
             "baseline": baseline.model_dump(mode="json"),
             "machine": machine.model_dump(mode="json"),
-            "input_shape": list(shape),
+            "input_shape": list(baseline.input_shape),
+            "task": task,
+            "trial": result.number,
         }
-        (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result, holdout, baseline, shape), encoding="utf-8")
+        (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(readme(result, holdout, baseline), encoding="utf-8")
+        write_checksums(folder)
 
     write_folder(out, fill)
     return out
 
 
-def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline, shape: tuple[int, ...]) -> str:
-    """Ten lines on what this is and how to load it; the holdout numbers where there are some."""
+def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline) -> str:
+    """A dozen lines on what this is and how to load it; the holdout numbers where there are some."""
     measured = holdout or result.measurement
     assert measured is not None
     how = (ONNX if result.target.runtime == "onnxruntime" else PYTORCH).format(
-        shape=", ".join(map(str, shape)), threads=result.target.threads
+        shape=", ".join(map(str, baseline.input_shape)), threads=result.target.threads
     )
     return README.format(
         title=f"Trial {result.number}",
@@ -86,6 +89,7 @@ def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline,
         accuracy=value(measured.accuracy, baseline.metric_unit),
         reference=value(measured.baseline_accuracy, baseline.metric_unit),
         split=measured.split,
+        checksums=CHECKSUMS,
         how=how,
     )
 
@@ -96,7 +100,7 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     Raises InvalidRecipe where the recipe or the weights do not belong to the task's model.
     """
     folder = Path(folder)
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     if not file.exists():
         raise InvalidRecipe(f"{file}: no such file; {folder} is not an exported folder")
     recipe = from_yaml(file.read_text(encoding="utf-8"), str(file))

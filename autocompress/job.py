@@ -1,4 +1,4 @@
-"""What a user can ask for, a function each: search, resume, apply, show, export, report, list_studies, doctor.
+"""What a user can ask for, a function each: search, resume, explain, apply, verify, show, export, report, list_studies, doctor.
 
 The only room that sees both halves: the study, which knows optuna, and the evaluator, which knows torch.
 """
@@ -10,27 +10,30 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
+from autocompress.contest import time_contenders
 from autocompress.errors import InvalidRecipe, InvalidSpace, InvalidStudy, UserError
-from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
+from autocompress.evaluate import Bench, Gate, confirm, evaluate
+from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
-from autocompress.measure.machine import differences, this_machine
+from autocompress.measure.machine import this_machine
 from autocompress.measure.quality import checks
 from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, from_yaml
 from autocompress.records import CHECKS, LayerInfo, TrialResult
 from autocompress.report import write_report
-from autocompress.runs import Layers, RunPaths, free_name, only_driver, to_json, write_text
+from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_text
 from autocompress.runtimes import RUNTIMES, find_runtime
 from autocompress.saved import Study, list_studies, show
 from autocompress.study import pareto
@@ -38,12 +41,14 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
-from autocompress.tasks.task import Task, calibration, check, digest, find_task, floor_drop, stream, with_holdout
+from autocompress.tasks.task import Task, calibration, floor_drop, stream
+from autocompress.verify import verify
 
-__all__ = ["DryRun", "Study", "apply", "doctor", "dry_run", "export", "list_studies", "load", "report", "resume", "search", "show"]
+__all__ = [
+    "DryRun", "Study", "apply", "doctor", "dry_run", "explain", "export", "list_studies", "load", "report", "resume", "search", "show",
+    "verify",
+]  # fmt: skip
 
-IN_MEMORY = "(in memory)"
-CACHE = ".cache"
 # On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
 THREADS = 1
 SAMPLE_STEPS = 3
@@ -88,7 +93,7 @@ def search(
     with only_driver(paths):
         try:
             paths.write_config(config)
-            return _drive(paths, config, _found(task, paths, progress), progress)
+            return _drive(paths, config, task_of(task, runs, progress), progress)
         except UserError:
             if not paths.results():
                 shutil.rmtree(paths.folder, ignore_errors=True)  # wrong input leaves no study behind
@@ -111,8 +116,8 @@ def resume(
         config = config.model_copy(update={"budget": parse_budget(budget)})
     progress.begin(config, paths.folder)
     with only_driver(paths):
-        _same_machine(paths)
-        return _drive(paths, config, _found(task or config.task, paths, progress), progress)
+        same_machine(paths)
+        return _drive(paths, config, task_of(task or config.task, paths.runs, progress), progress)
 
 
 def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress: Progress | None = None, **asked: Any) -> DryRun:
@@ -121,12 +126,12 @@ def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress:
     settings = dict(asked)
     space, budget, study = settings.pop("space", "default"), settings.pop("budget", 50), settings.pop("study", None)
     config = _config(task, space, budget, study or free_name(Path(runs), _stem(task)), settings)
-    found = _found(task, RunPaths(Path(runs), config.study), progress)
-    layers = _survey(found, config)
+    ready = task_of(task, Path(runs), progress)
+    layers = _survey(ready, config)
     question = question_of(config, layers)
     choices = [(dimension.name, dimension.choices) for dimension in question.dimensions]
     trials = config.budget.trials
-    seconds = config.budget.seconds if trials is None else trials * _seconds_a_trial(found, config)
+    seconds = config.budget.seconds if trials is None else trials * _seconds_a_trial(ready, config)
     return DryRun(layers, choices, space_size(question.dimensions), seconds or 0.0, config)
 
 
@@ -161,9 +166,9 @@ def apply(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
-    found = _found(task, scratch, progress)
+    ready = task_of(task, scratch.runs, progress)
     with _temporary(scratch):
-        bench = _bench(scratch, config, found, progress)
+        bench = bench_of(scratch, config, ready, progress)
         check_recipe(wanted, bench.layers, source)
         with progress.stage("compressing and measuring"):
             result = evaluate(wanted, bench, Gate(), scratch.trial(0).folder)
@@ -171,7 +176,7 @@ def apply(
             raise InvalidRecipe(f"{source}: {result.outcome}: {result.message}")
         with progress.stage("confirming on holdout"):
             holdout = confirm(wanted, bench, scratch.trial(0).artifact)
-        about = (bench.baseline, bench.machine, bench.baseline.input_shape)
+        about = (bench.baseline, bench.machine, config.task)
         export_trial(result, holdout, scratch.trial(0).artifact, about, out)
     return result
 
@@ -240,58 +245,13 @@ def _read(path: Path) -> str:
         raise InvalidRecipe(f"{path}: cannot be read: {error}") from None
 
 
-def _found(task: Task | str, paths: RunPaths, progress: Progress) -> Task:
-    """The task with its three splits, checked on its own example."""
-    found = find_task(task, paths.runs / CACHE, progress) if isinstance(task, str) else task
-    check(found)
-    if any(parameter.device.type != "cpu" for parameter in found.model.parameters()):
-        found = replace(found, model=copy.deepcopy(found.model).cpu())  # the target is a CPU; recovery moves its own copies
-    found = with_holdout(found, seed=0)
-    for note in found.notes:
-        progress.say(f"note: {note}")
-    return found
-
-
 def _survey(task: Task, config: SearchConfig) -> tuple[LayerInfo, ...]:
     return survey(task.model, calibration(task)[:1], find_runtime(config.target.runtime), this_machine())
 
 
-def _bench(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Bench:
-    """The bench of a study; on the first call its facts are written, later they must be the same.
-
-    Raises InvalidStudy where the task is not the one that the study began with.
-    """
-    stored = paths.read_baseline() if paths.baseline.exists() else None
-    if stored is not None and stored.task_digest != (now := digest(task)):
-        raise InvalidStudy(
-            f"study {paths.study!r}: the task changed since (weights or data: {stored.task_digest} then, {now} now); "
-            "its results would not compare. Restore the task or start a new study with --study."
-        )
-    bench = prepare(task, config.target, torch.device(config.device), paths.baseline_artifact, progress)
-    if stored is not None:
-        bench.baseline = stored
-        return bench
-    write_text(paths.machine, to_json(bench.machine))
-    write_text(paths.layers, to_json(Layers(layers=bench.layers)))
-    write_text(paths.baseline, to_json(bench.baseline))
-    return bench
-
-
-def _same_machine(paths: RunPaths) -> None:
-    """Raises InvalidStudy, with what changed, where the study was measured on another machine or with other versions."""
-    if not paths.machine.exists():
-        return
-    changed = differences(paths.read_machine(), this_machine())
-    if changed:
-        raise InvalidStudy(
-            f"study {paths.study!r} was measured elsewhere or before an upgrade ({'; '.join(changed)}); speedups of the two do not belong "
-            "on one front. Start a new study with --study, or go back to that machine and those versions."
-        )
-
-
 def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Study:
     """Trials until the budget is used, the front on holdout, the report."""
-    bench = _bench(paths, config, task, progress)
+    bench = bench_of(paths, config, task, progress)
     _check_constraints(config, bench)
     paths.write_config(config)  # with the new budget of a resume, now that nothing can be refused any more
     finished = paths.results()
@@ -314,6 +274,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             "A wider space (--space large, or more choices in your own) has more to find."
         )
     _finish_nearest(paths, bench, finished, progress)
+    time_contenders(paths, pareto.bounds_of(config), bench, progress)
     _confirm_front(paths, config, bench, progress)
     summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
     write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -62,6 +62,15 @@ class TrialPaths:
         return self.folder / "holdout.json"
 
     @property
+    def remeasured(self) -> Path:
+        """The measurement with a longer timing: it takes the place of the one in result.json, which stays as it was told."""
+        return self.folder / "remeasured.json"
+
+    @property
+    def beside(self) -> Path:
+        return self.folder / "beside.json"
+
+    @property
     def inspection(self) -> Path:
         return self.folder / "inspection.json"
 
@@ -139,10 +148,14 @@ class RunPaths:
     def trial(self, number: int) -> TrialPaths:
         return TrialPaths(self.folder / "trials" / f"{number:04d}")
 
+    def undone(self, digest: str) -> TrialPaths:
+        """A recipe that `explain` measured: that of a trial without some of its decisions, by its digest."""
+        return TrialPaths(self.folder / "undone" / digest)
+
     def results(self) -> list[TrialResult]:
-        """Every finished trial, by number. Raises InvalidStudy naming a file that does not read."""
+        """Every finished trial, by number, with its longest timing. Raises InvalidStudy naming a file that does not read."""
         files = sorted((self.folder / "trials").glob("*/result.json"))
-        return sorted((read_json(file, TrialResult) for file in files), key=lambda result: result.number)
+        return sorted((_with_longest_timing(TrialPaths(file.parent)) for file in files), key=lambda result: result.number)
 
     def holdouts(self) -> dict[int, Measurement]:
         """Holdout measurements of the trials that have one, by trial number."""
@@ -214,6 +227,13 @@ def read_json(path: Path, kind: type[Record]) -> Record:
         raise InvalidStudy(f"{path}: this file of the study is missing") from None
     except ValidationError as error:
         raise InvalidStudy(explain(error, str(path))) from None
+
+
+def _with_longest_timing(files: TrialPaths) -> TrialResult:
+    result = read_json(files.result, TrialResult)
+    if not files.remeasured.exists():
+        return result
+    return result.model_copy(update={"measurement": read_json(files.remeasured, Measurement)})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -66,8 +66,8 @@ class Study:
         result = self._pick(trial)
         files = self.paths.trial(result.number)
         holdout = self.paths.holdouts().get(result.number)
-        baseline = self.paths.read_baseline()
-        return export(result, holdout, files.artifact, (baseline, self.paths.read_machine(), baseline.input_shape), Path(out))
+        about = (self.paths.read_baseline(), self.paths.read_machine(), self.config.task)
+        return export(result, holdout, files.artifact, about, Path(out))
 
     def _stopped(self, finished: int) -> str | None:
         """Why the search ended, as it wrote itself; None where it was interrupted, or went on since."""

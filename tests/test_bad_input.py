@@ -177,7 +177,7 @@ def resume(paths: RunPaths, *more: str) -> Result:
     return call("resume", paths.study, "--runs", str(paths.runs), *more)
 
 
-@pytest.mark.parametrize("command", ["resume", "show", "report"])
+@pytest.mark.parametrize("command", ["resume", "show", "report", "explain", "ask"])
 def test_a_study_that_does_not_exist_is_refused_with_those_that_do(shipped: Finished, command: str) -> None:
     line = refused(call(command, "absent", "--runs", str(shipped.paths.runs)))
     assert "study 'absent' does not exist" in line
@@ -233,6 +233,80 @@ def test_an_unknown_trial_to_export_is_refused(shipped: Finished, tmp_path: Path
     line = refused(call("export", "shipped", "--trial", trial, "--out", str(out), "--runs", str(shipped.paths.runs)))
     assert "--trial: must be best, fastest, smallest, knee or the number of a trial" in line
     assert not out.exists()
+
+
+# ---- questions to a study or a folder -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["explain", "ask", "compare", "report"])
+def test_a_study_with_no_finished_trial_answers_nothing(undisturbed: Finished, tmp_path: Path, command: str) -> None:
+    paths = copied(undisturbed.paths, tmp_path)
+    for file in paths.folder.glob("trials/*/result.json"):
+        file.unlink()
+    names = (paths.study, paths.study) if command == "compare" else (paths.study,)
+    line = refused(call(command, *names, "--runs", str(paths.runs)))
+    assert "autocompress resume" in line
+
+
+@pytest.mark.parametrize("trial", ["99", "slowest", "x"])
+def test_an_unknown_trial_to_explain_is_refused(shipped: Finished, trial: str) -> None:
+    line = refused(call("explain", "shipped", "--trial", trial, "--runs", str(shipped.paths.runs)))
+    assert "--trial: must be best, fastest, smallest, knee or the number of a trial" in line
+
+
+@pytest.mark.parametrize("size", ["", "many", "-1", "0KB", "1.2.3MB"])
+def test_a_size_that_is_none_is_refused(shipped: Finished, size: str) -> None:
+    assert f"got {size!r}" in refused(call("ask", "shipped", f"--max-size={size}", "--runs", str(shipped.paths.runs)))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--max-drop", "nan"), ("--max-drop", "inf"), ("--min-speedup", "inf")])
+def test_a_wish_that_is_no_number_is_refused(shipped: Finished, option: str, value: str) -> None:
+    line = refused(call("ask", "shipped", option, value, "--runs", str(shipped.paths.runs)))
+    assert f"{option}: must be a finite number, got {value}" in line
+
+
+@pytest.mark.parametrize("option", ["--speed-tolerance", "--accuracy-tolerance"])
+def test_a_tolerance_that_is_no_number_is_refused(shipped: Finished, option: str) -> None:
+    assert f"{option}: must be a finite number of at least 0, got inf" in refused(call("verify", str(shipped.paths.runs), option, "inf"))
+    assert option in misused(call("verify", str(shipped.paths.runs), option, "nan"))
+
+
+def lost(file: Path) -> None:
+    file.unlink()
+
+
+def changed(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors", "recipe.yaml", "measured.json", "README.md"])
+@pytest.mark.parametrize("harm", [lost, changed])
+def test_an_exported_file_that_is_missing_or_changed_is_named(
+    shipped: Finished, tmp_path: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "out"
+    assert call("export", "shipped", "--out", str(folder), "--runs", str(shipped.paths.runs)).exit_code == 0
+    harm(folder / name)
+    line = refused(call("verify", str(folder)))
+    assert line.startswith(f"error: {folder / name}: {'missing' if harm is lost else 'changed since it was exported'}")
+
+
+def test_several_broken_files_are_a_line_each(shipped: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert call("export", "shipped", "--out", str(folder), "--runs", str(shipped.paths.runs)).exit_code == 0
+    lost(folder / "model.onnx")
+    changed(folder / "recipe.yaml")
+    done = call("verify", str(folder))
+    assert done.exit_code == 2
+    assert [line.partition("/out/")[2].partition(":")[0] for line in done.stderr.splitlines()] == ["model.onnx", "recipe.yaml"]
+
+
+def test_what_is_no_exported_folder_is_refused(shipped: Finished, tmp_path: Path) -> None:
+    assert "no such folder" in refused(call("verify", str(tmp_path / "absent")))
+    assert "not an exported folder" in refused(call("verify", str(shipped.paths.folder)))
+    line = refused(call("compare", "absent", "shipped", "--runs", str(shipped.paths.runs)))
+    assert "absent: neither a study in" in line
+    assert "Studies there: shipped" in line
 
 
 # ---- recipes --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,15 +19,22 @@ from autocompress.cli import app
 from autocompress.config import SearchConfig, Space, parse_budget
 from autocompress.errors import Diverged, InfeasibleRecipe, InvalidSpace, InvalidStudy
 from autocompress.recipe import Assistant, Recipe
-from autocompress.records import LayerInfo, Measurement, Target, TrialResult
+from autocompress.records import Attribution, LayerInfo, Measurement, Target, TrialResult, Undone
+from autocompress.verify import Tolerance
 
-COMMANDS = ("search", "resume", "show", "export", "apply", "report", "list", "doctor")
+COMMANDS = (
+    *("search", "resume", "show", "explain", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
+)
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
     "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run",
     "resume": "budget runs",
     "show": "json csv runs",
+    "explain": "trial json runs",
+    "ask": "max-drop min-speedup max-size json runs",
+    "compare": "json runs",
     "export": "trial out runs",
+    "verify": "task speed-tolerance accuracy-tolerance speed json runs",
     "apply": "task out runtime device batch-size threads runs",
     "report": "runs",
     "list": "runs",
@@ -110,6 +118,12 @@ class FakeJob(ModuleType):
 
     def apply(self, recipe: Path, **asked: Any) -> Any:
         return self._answer(recipe=recipe, **asked)
+
+    def explain(self, study: str, **asked: Any) -> Any:
+        return self._answer(study=study, **asked)
+
+    def verify(self, folder: Path, **asked: Any) -> Any:
+        return self._answer(folder=folder, **asked)
 
     def report(self, study: str, runs: Path) -> Any:
         return self._answer(study=study, runs=runs)
@@ -264,6 +278,10 @@ def test_show_succeeds_also_when_nothing_was_found(job: FakeJob) -> None:
         "show x",
         "show x --json",
         "export x --out o",
+        "explain x",
+        "explain x --json",
+        "verify d",
+        "verify d --json",
         "apply r.yaml --task t --out o",
         "report x",
         "list",
@@ -291,6 +309,12 @@ def test_what_the_user_got_wrong_is_told_in_one_line_with_exit_code_2(command: s
         "show",
         "export x",
         "apply r.yaml --out o",
+        "explain",
+        "ask",
+        "ask x --min-speedup fast",
+        "verify",
+        "verify d --speed-tolerance -1",
+        "compare a",
         "show x --json --csv",
     ],
 )
@@ -354,7 +378,14 @@ def test_an_interruption_before_the_study_has_a_name_looks_for_none(job: FakeJob
     assert "resume" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["export x --out o", "doctor", "list"])
+def test_an_interrupted_explanation_says_that_what_is_measured_is_kept(job: FakeJob) -> None:
+    job.answer = KeyboardInterrupt()
+    result = call("explain", "digits")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "what was measured is kept; the same command goes on from there\ninterrupted\n"
+
+
+@pytest.mark.parametrize("command", ["export x --out o", "verify d", "doctor", "list"])
 def test_an_interruption_of_any_other_command_is_130_without_traceback(command: str, job: FakeJob) -> None:
     job.answer = KeyboardInterrupt()
     result = call(*command.split())
@@ -772,6 +803,67 @@ def test_apply_of_a_recipe_that_cannot_be_measured_is_one_line_that_names_it(ans
     assert result.stderr.startswith("error: r.yaml: ")
     assert result.stderr.endswith("conv1: rank 9\n")
     assert result.stderr.count("\n") == 1
+
+
+UNDONE = {"layers": ("a", "b", "c"), "speedup": 3.0, "drop": 0.25, "bought_ms": 0.021, "cost_points": 0.31, "bought": True}
+USELESS = {"layers": (), "speedup": 4.1, "drop": 0.5, "bought_ms": -0.001, "cost_points": 0.06, "bought": False}
+
+
+def attribution(**changes: Any) -> Attribution:
+    kept = Undone(decision="20 % of [channels]", bought_bytes=51_200, **UNDONE)
+    gone = Undone(decision="quantization: equalize yes", bought_bytes=-300, **USELESS)
+    plain = {"trial": 37, "decisions": (kept, gone), "simpler": Recipe(), "simpler_measurement": MEASURED}
+    return Attribution(**(plain | changes))
+
+
+def test_an_explanation_has_a_line_a_decision_and_offers_the_simpler_recipe(job: FakeJob) -> None:
+    job.answer = attribution(notes=("order: could not be undone (infeasible: x)",))
+    result = call("explain", "digits", "--trial", "37", "--runs", "r")
+    assert job.asked.pop("progress").quiet is False
+    assert job.asked == {"study": "digits", "trial": "37", "runs": Path("r")}
+    shown = " ".join(result.stdout.split())
+    assert "0.25 +0.021 +0.31 +51.2 kB yes" in shown
+    assert "0.50 -0.001 +0.06 -300 B no" in shown
+    assert "a to c (3 layers): 20 % of" in shown
+    assert "[channels]" in shown
+    assert "simpler 4.09x (3.90-4.31), drop 0.56 points, 61.4 kB without quantization: equalize yes" in shown
+    assert f"recipe r/digits/undone/{Recipe().digest}/recipe.yaml" in shown
+    assert "note order: could not be undone" in shown
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_where_every_decision_bought_something_no_simpler_recipe_is_offered(job: FakeJob) -> None:
+    job.answer = attribution(decisions=attribution().decisions[:1], simpler=None, simpler_measurement=None)
+    assert "simpler   none: every decision bought something\n" in call("explain", "digits").stdout
+
+
+def test_an_explanation_with_json_ends_with_the_record(job: FakeJob) -> None:
+    job.answer = attribution()
+    assert Attribution.model_validate_json(call("explain", "digits", "--json").stdout) == attribution()
+
+
+@dataclass(frozen=True)
+class FakeVerdict:
+    checks: tuple[dict[str, Any], ...]
+    holds: bool
+    target: Target
+    folder: Path = Path("shipped")
+    task: str = "digits"
+
+
+@pytest.mark.parametrize(("held", "code", "words"), [(True, 0, "verified"), (None, 0, "not judged"), (False, 4, "DOES NOT HOLD")])
+def test_a_verdict_is_shown_and_told_by_the_exit_code(held: bool | None, code: int, words: str, job: FakeJob) -> None:
+    check = {"name": "speedup", "claimed": 4.0, "found": 3.1, "held": held, "words": "cpu: Z80 -> 8086"}
+    job.answer = FakeVerdict((check,), held is not False, Target(threads=2))
+    result = call("verify", "shipped", "--speed-tolerance", "20", "--accuracy-tolerance", "1", "--speed", "--task", "t", "--runs", "r")
+    assert result.exit_code == code
+    assert words in result.stdout
+    assert "cpu: Z80 -> 8086" in " ".join(result.stdout.split())
+    job.asked.pop("progress")
+    assert job.asked == {"folder": Path("shipped"), "task": "t", "tolerance": Tolerance(20.0, 1.0, True), "runs": Path("r")}
+    told = call("verify", "shipped", "--json")
+    assert told.exit_code == code
+    assert json.loads(told.stdout)["holds"] is (held is not False)
 
 
 def test_report_prints_where_the_files_lie(job: FakeJob) -> None:

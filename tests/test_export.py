@@ -21,7 +21,7 @@ from autocompress.errors import InvalidRecipe, InvalidStudy, UserError
 from autocompress.recipe import from_yaml
 from autocompress.tasks.task import gather
 
-FILES = ["README.md", "measured.json", "model.onnx", "recipe.yaml", "weights.safetensors"]
+FILES = ["README.md", "SHA256SUMS", "measured.json", "model.onnx", "recipe.yaml", "weights.safetensors"]
 
 ELSEWHERE = """\
 import sys

@@ -1,7 +1,8 @@
 """The house stands: rooms import only from lower floors, heavy libraries stay in their rooms, files and functions stay small.
 
 The sources are read with ``ast``, never imported. The table is that of DESIGN section 1,
-with `terminal` and `progress` on floor 3 and `saved` beside `job`.
+with what speaks to a person (`terminal`, `answers`, `progress`, `options`) and `decisions` on floor 3, `artifact` on 4, `compare` on 9,
+and what `job` is made of (`saved`, `bench`, `contest`, `explain`, `verify`) beside it.
 """
 
 import ast
@@ -18,23 +19,30 @@ FLOORS = {
     "errors": 0,
     "recipe": 1,
     "records": 2,
-    **dict.fromkeys(("config", "runs", "terminal", "progress"), 3),
-    **dict.fromkeys(("study", "report", "blocks"), 4),
+    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions"), 3),
+    **dict.fromkeys(("study", "report", "blocks", "artifact"), 4),
     "tasks": 5,
     **dict.fromkeys(("compress", "runtimes"), 6),
     "measure": 7,
     "survey": 8,
-    **dict.fromkeys(("evaluate", "export"), 9),
-    **dict.fromkeys(("saved", "inspection", "job"), 10),
-    **dict.fromkeys(("cli", "__init__", "__main__"), 11),
+    **dict.fromkeys(("evaluate", "export", "compare"), 9),
+    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job"), 10),
+    **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
 # config lies under the two that store and tell what was asked. Named pairs: no other two rooms of a floor may see each other.
-# terminal is how progress and cli speak; saved is the half of job that only reads; report shows what study makes of the trials
-# (recipes in words, hypervolume, dimensions), so that there is one definition of each.
-STAIRS = {("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("job", "saved"), ("report", "study")}
+# terminal is how progress, answers and cli speak; questions are commands of cli; report shows what study makes of the trials (recipes in
+# words, hypervolume, dimensions), so that there is one definition of each. Beside job: saved is the half of it that only reads, bench
+# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
+STAIRS = {
+    ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
+    ("report", "study"), ("explain", "bench"), ("verify", "bench"),
+    *(("job", room) for room in ("saved", "bench", "contest", "explain", "verify")),
+}  # fmt: skip
 
-TORCH_ROOMS = {"blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "inspection", "job", "cli"}
+TORCH_ROOMS = {
+    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "job", "cli")
+}
 OWNERS = {
     "optuna": {"study"},
     "torch": TORCH_ROOMS,
@@ -50,9 +58,9 @@ OWNERS = {
     "sklearn": {"tasks"},
     "transformers": {"tasks"},
     "rich": {"terminal", "progress", "cli"},
-    "typer": {"cli"},
+    "typer": {"cli", "questions", "options"},
 }
-FACES = {"cli", "__init__", "__main__"}  # what must load at once, without torch or optuna
+FACES = {"cli", "questions", "__init__", "__main__"}  # what must load at once, without torch or optuna
 LIGHT = 3  # so the faces import only from floors 0 to 3 while they load
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "core", "manager", "engine", "handler"}
 MOST_LINES = {"module": 400, "function": 60}
@@ -128,7 +136,8 @@ def floor_faults(room: str, found: Import, package: Path) -> Iterator[str]:
         yield f"imports `{other}` (floor {FLOORS[other]}), which lies {side} `{room}` (floor {FLOORS[room]})"
     if found.in_function and room not in FACES:
         yield f"imports `{other}` inside a function; only cli.py and the lazy names of __init__.py may"
-    if room in FACES and not found.in_function and not found.for_types and FLOORS.get(other, 99) > LIGHT:
+    is_light = FLOORS.get(other, 99) <= LIGHT or other in FACES  # a face loads nothing heavy either
+    if room in FACES and not found.in_function and not found.for_types and not is_light:
         yield f"imports `{other}` while it loads, which brings torch or optuna into --help; import it inside the command"
 
 

@@ -12,11 +12,13 @@ import pytest
 import autocompress
 
 HOMES = {
+    "autocompress.compare": ("compare",),
     "autocompress.config": ("SearchConfig", "Space"),
     "autocompress.errors": ("AutocompressError", "UserError"),
-    "autocompress.job": ("apply", "doctor", "export", "load", "resume", "search", "show"),
+    "autocompress.job": ("apply", "doctor", "explain", "export", "load", "resume", "search", "show", "verify"),
     "autocompress.recipe": ("Distillation", "LayerPlan", "Recipe", "Recovery"),
     "autocompress.records": ("Measurement", "Target", "TrialResult"),
+    "autocompress.study.ask": ("ask",),
     "autocompress.tasks.task": ("Task",),
 }
 PUBLIC = sorted(name for names in HOMES.values() for name in names)

@@ -1,0 +1,63 @@
+"""The bench of a study or of an artifact: its task, found and checked, and the facts that were written when it began."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autocompress.config import SearchConfig
+from autocompress.errors import InvalidStudy
+from autocompress.evaluate import Bench, prepare
+from autocompress.measure.machine import differences, this_machine
+from autocompress.progress import Progress
+from autocompress.runs import Layers, RunPaths, to_json, write_text
+from autocompress.tasks.task import Task, check, digest, find_task, with_holdout
+
+IN_MEMORY = "(in memory)"
+CACHE = ".cache"
+
+
+def task_of(task: Task | str, runs: Path, progress: Progress) -> Task:
+    """The task with its three splits, checked on its own example."""
+    ready = find_task(task, runs / CACHE, progress) if isinstance(task, str) else task
+    check(ready)
+    if any(parameter.device.type != "cpu" for parameter in ready.model.parameters()):
+        ready = replace(ready, model=copy.deepcopy(ready.model).cpu())  # the target is a CPU; recovery moves its own copies
+    ready = with_holdout(ready, seed=0)
+    for note in ready.notes:
+        progress.say(f"note: {note}")
+    return ready
+
+
+def bench_of(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Bench:
+    """The bench of a study; on the first call its facts are written, later they must be the same.
+
+    Raises InvalidStudy where the task is not the one that the study began with.
+    """
+    stored = paths.read_baseline() if paths.baseline.exists() else None
+    if stored is not None and stored.task_digest != (now := digest(task)):
+        raise InvalidStudy(
+            f"study {paths.study!r}: the task changed since (weights or data: {stored.task_digest} then, {now} now); "
+            "its results would not compare. Restore the task or start a new study with --study."
+        )
+    bench = prepare(task, config.target, torch.device(config.device), paths.baseline_artifact, progress)
+    if stored is not None:
+        bench.baseline = stored
+        return bench
+    write_text(paths.machine, to_json(bench.machine))
+    write_text(paths.layers, to_json(Layers(layers=bench.layers)))
+    write_text(paths.baseline, to_json(bench.baseline))
+    return bench
+
+
+def same_machine(paths: RunPaths) -> None:
+    """Raises InvalidStudy, with what changed, where the study was measured on another machine or with other versions."""
+    if not paths.machine.exists():
+        return
+    changed = differences(paths.read_machine(), this_machine())
+    if changed:
+        raise InvalidStudy(
+            f"study {paths.study!r} was measured elsewhere or before an upgrade ({'; '.join(changed)}); speedups of the two do not belong "
+            "on one front. Start a new study with --study, or go back to that machine and those versions."
+        )
