@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.blocks import FakeQuantized
 from autocompress.compress.build import Materials, compress, freeze_, provisional, rebuild, settle, shrink
 from autocompress.compress.distill import Lesson, Sample, Teacher, distillation_loss, taught
 from autocompress.compress.quantize import fold_batch_norm
@@ -38,7 +39,7 @@ from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
-from autocompress.survey import survey
+from autocompress.survey import multiply_adds, survey
 from autocompress.tasks.task import Batch, Task, calibration, digest, gather, lost, outputs_of, score, stream
 
 KEPT_SAMPLES_BYTES = 512 * 2**20  # recovery batches and teacher outputs up to this size are made once a study, larger ones every trial
@@ -295,6 +296,8 @@ def measure(bench: Bench, deployed: Deployed, model: nn.Module, split: Split, ef
         size_bytes=weights_bytes(deployed.folder),
         deployed_bytes=deployed.size_bytes,
         baseline_size_bytes=bench.baseline.size_bytes,
+        macs=multiply_adds(model, bench.example),
+        params=sum(parameter.numel() for parameter in (model.model if isinstance(model, FakeQuantized) else model).parameters()),
         agreement=same,
         max_difference=difference,
         machine=bench.machine.digest,

@@ -26,7 +26,8 @@ from autocompress.evaluate import Bench, Gate, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
-from autocompress.measure.machine import this_machine
+from autocompress.inspection import inspect_trial
+from autocompress.measure.machine import in_words, this_machine
 from autocompress.measure.quality import checks
 from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
@@ -276,6 +277,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
     _finish_nearest(paths, bench, finished, progress)
     time_contenders(paths, pareto.bounds_of(config), bench, progress)
     _confirm_front(paths, config, bench, progress)
+    _look_closer(paths, config, bench, progress)
     summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
     write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     with progress.stage("report"):
@@ -319,6 +321,18 @@ def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress
             files = paths.trial(result.number)
             write_text(files.holdout, to_json(confirm(result.recipe, bench, files.artifact)))
             advance(1)
+
+
+def _look_closer(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:
+    """At what a user will read most about; and what was said against the times of this study, where the machine was loaded."""
+    results, bounds = paths.results(), pareto.bounds_of(config)
+    shown = pareto.best(results, bounds) or pareto.nearest(results, bounds)
+    if shown is not None:
+        inspect_trial(shown, paths, bench, progress)
+    busy = [point.busy for _, point in pareto.measured(results) if point.busy is not None]
+    said = in_words(sum(busy) / len(busy), config.target.threads, bench.machine.cores) if busy else ""
+    if said:
+        progress.say(f"note: {said}")
 
 
 def _in_words(result: TrialResult) -> str:

@@ -134,6 +134,8 @@ class Measurement(Frozen):
     size_bytes: int
     baseline_size_bytes: int
     deployed_bytes: int = 0
+    macs: int | None = Field(default=None, description="multiply-adds of one sample: where they lie, times and sizes do not")
+    params: int | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
     baseline_p90_ms: float | None = None

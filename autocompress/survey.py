@@ -107,6 +107,11 @@ def _blocks(model: nn.Module, example: Tensor, heads: Mapping[str, Attention]) -
     )  # fmt: skip
 
 
+def multiply_adds(model: nn.Module, example: Tensor) -> int:
+    """Of convolutions, linear and recurrent layers for one sample, example (1, ...); products of two activations are not counted."""
+    return sum(macs for _, macs in _costs(model, example).values())
+
+
 def _costs(model: nn.Module, example: Tensor) -> dict[str, tuple[Any, int]]:
     """Layer name -> (layer, multiply-adds of one sample), in order of execution."""
     costs: dict[str, tuple[Any, int]] = {}

@@ -31,6 +31,12 @@ def test_a_search_ends_with_a_best_recipe_measured_in_the_runtime(shipped: Finis
     assert "Traceback" not in shipped.err
 
 
+def test_the_recipe_that_is_shown_was_looked_at_more_closely(shipped: Finished) -> None:
+    trial = shipped.summary["best"]["trial"]
+    assert list(shipped.paths.inspections()) == [trial]
+    assert shipped.paths.inspections()[trial].usage.peak_bytes
+
+
 def test_progress_tells_the_budget_every_stage_and_every_trial_in_plain_lines(shipped: Finished) -> None:
     assert "3 finished trials in all" in shipped.err
     for words in ("survey of the layers", "timing the baseline", "trials: started, 0 of 3", "trial 2 ", "confirming on holdout"):

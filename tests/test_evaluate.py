@@ -195,6 +195,13 @@ def test_training_that_is_not_finite_ends_as_diverged(
     assert toy_runs.leftovers(tmp_path / "trial") == []
 
 
+def test_an_artifact_whose_outputs_are_not_finite_ends_as_diverged(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ROOM, "predict", lambda deployed, inputs: torch.full((len(inputs), 10), torch.nan))
+    result = evaluate(recipe(0.5), bench, Gate(), tmp_path)
+    assert (result.outcome, result.measurement) == ("diverged", None)
+    assert "outputs on the search split are not all finite" in result.message
+
+
 def test_a_learning_rate_of_10_ends_as_measured_or_diverged(bench: Bench, tmp_path: Path) -> None:
     wild = Recovery(steps=20, quantized_steps=2, learning_rate=10.0)
     assert evaluate(recipe(0.5, 7, wild), bench, Gate(), tmp_path).outcome in ("measured", "diverged")

@@ -37,7 +37,7 @@ FLOORS = {
 STAIRS = {
     ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
     ("report", "study"), ("explain", "bench"), ("verify", "bench"),
-    *(("job", room) for room in ("saved", "bench", "contest", "explain", "verify")),
+    *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "verify")),
 }  # fmt: skip
 
 TORCH_ROOMS = {

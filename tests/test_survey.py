@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compress.factorize import factorize
 from autocompress.compress.prune import prune
@@ -17,7 +18,7 @@ from autocompress.measure.machine import this_machine
 from autocompress.recipe import LayerPlan, Recipe
 from autocompress.records import LayerInfo
 from autocompress.runtimes import find_runtime
-from autocompress.survey import check_recipe, survey
+from autocompress.survey import check_recipe, multiply_adds, survey
 from tests.small_models import IMAGE, Net, conv, depthwise, fingerprint, inputs, recurrent, residual
 
 MACHINE = this_machine().model_copy(update={"instruction_sets": ("avx2",)})
@@ -47,6 +48,14 @@ def test_multiply_adds_are_those_of_one_sample_by_the_formula() -> None:
     assert found["block3.shortcut.0"].macs == 4 * 4 * 8 * 4
     assert found["head"].macs == 8 * 10
     assert surveyed(depthwise(), torch.zeros(IMAGE))["deep"].macs == 6 * 6 * 4 * 9
+
+
+def test_multiply_adds_are_those_that_torch_counts() -> None:
+    low_rank = factorize(residual(8), {"block4.conv1": LayerPlan(name="block4.conv1", rank=4)})
+    for model in (residual(8), low_rank):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(DIGIT)
+        assert multiply_adds(model, DIGIT) == counter.get_total_flops() // 2
 
 
 def test_a_layer_that_runs_on_every_step_or_twice_is_counted_as_often() -> None:

@@ -31,14 +31,18 @@ def comparison(facts: Facts) -> str:
     name = f"{facts.word}, trial {facts.trial}" if point else "none"
     lines = [*time_lines(facts, point), *batch_lines(point), *size_lines(facts, point), *usage_lines(facts), *quality_lines(facts, point)]
     lines += [
-        ("Multiply-adds a sample", f"{facts.baseline.macs / 1e6:.2f} M", UNKNOWN),
-        ("Parameters", f"{facts.baseline.params:,}", UNKNOWN),
+        ("Multiply-adds a sample", f"{facts.baseline.macs / 1e6:.2f} M", millions(point.macs if point else None)),
+        ("Parameters", f"{facts.baseline.params:,}", f"{point.params:,}" if point and point.params is not None else UNKNOWN),
     ]
     stands = (
         f"Numbers of the {split} split; times of {where(facts.baseline.target)}, baseline and artifact in alternating blocks. "
         f"Intervals are 95 %. Speedups are against {reference(facts)}; eager PyTorch is a second reference."
     )
     return section("Before and after", table(("", "baseline, fp32", name), lines, "fits"), note(stands), splits(facts))
+
+
+def millions(count: int | None) -> str:
+    return UNKNOWN if count is None else f"{count / 1e6:.2f} M"
 
 
 def sentence(words: str) -> str:
