@@ -119,8 +119,8 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def repeatable(result: TrialResult) -> dict[str, Any]:
-    """A result without the clock."""
-    return result.model_dump(mode="json", exclude={"seconds", "finished_at"})
+    """A result without the clock, and without what other programs did meanwhile."""
+    return result.model_dump(mode="json", exclude={"seconds": True, "finished_at": True, "measurement": {"busy"}})
 
 
 @contextlib.contextmanager
