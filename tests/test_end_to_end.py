@@ -13,7 +13,7 @@ from toy_runs import Finished, call, copied, ended, leftovers, result_files, sea
 
 from autocompress.runs import RunPaths
 
-FILES = ["README.md", "measured.json", "model.onnx", "recipe.yaml", "weights.safetensors"]
+FILES = ["README.md", "SHA256SUMS", "measured.json", "model.onnx", "recipe.yaml", "weights.safetensors"]
 
 
 def at(finished: Finished, *arguments: str) -> list[str]:
