@@ -121,31 +121,21 @@ def present_comparison(found: Row, console: Terminal) -> None:
 
 def _study_rows(found: Row) -> list[tuple[str, str, str]]:
     both = (found["a"], found["b"])
-
-    def pair(what: str, words: Sequence[str]) -> tuple[str, str, str]:
-        return what, words[0], words[1]
-
-    rows = [
-        pair("task", [str(one["task"]) for one in both]),
-        pair("target", [target_words(one) for one in both]),
-        pair("machine", [one["cpu"] for one in both]),
-        pair("trials", [f"{one['finished']} finished" + (", running" if one["state"] == "running" else "") for one in both]),
-        pair("bounds", [f"drop {one['max_drop']:g}, {one['min_speedup']:g}x" for one in both]),
-        pair(
-            "baseline",
-            [f"{value(one['baseline']['accuracy'], unit_of(one))}, {milliseconds(one['baseline']['latency_ms'])}" for one in both],
-        ),
-        pair("best", [_best(one) for one in both]),
-        pair(
-            "on holdout", [numbers(one["best"]["holdout"], unit_of(one)) if (one["best"] or {}).get("holdout") else UNKNOWN for one in both]
-        ),
-        pair(f"hypervolume (drop {found['reference_drop']:g})", [f"{one['hypervolume']:.3f}" for one in both]),
+    told: list[tuple[str, list[str]]] = [
+        ("task", [str(one["task"]) for one in both]),
+        ("target", [target_words(one) for one in both]),
+        ("machine", [one["cpu"] for one in both]),
+        ("trials", [f"{one['finished']} finished" + (", running" if one["state"] == "running" else "") for one in both]),
+        ("bounds", [f"drop {one['max_drop']:g}, {one['min_speedup']:g}x" for one in both]),
+        ("baseline", [_baseline(one) for one in both]),
+        ("best", [_best(one) for one in both]),
+        ("on holdout", [_held(one) for one in both]),
+        (f"hypervolume (drop {found['reference_drop']:g})", [f"{one['hypervolume']:.3f}" for one in both]),
     ]
     for index in range(max(len(one["front"]) for one in both)):
-        cells = [_front_cell(one, index) for one in both]
-        rows.append(pair("front" if index == 0 else "", cells))
-    rows.append(pair("beaten by the other", [f"{found['beaten'][side]} of {len(found[side]['front'])}" for side in ("a", "b")]))
-    return rows
+        told.append(("front" if index == 0 else "", [_front_cell(one, index) for one in both]))
+    told.append(("beaten by the other", [f"{found['beaten'][side]} of {len(found[side]['front'])}" for side in ("a", "b")]))
+    return [(what, words[0], words[1]) for what, words in told]
 
 
 def _baseline(study: Row) -> str:

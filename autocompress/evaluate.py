@@ -314,10 +314,14 @@ def timing_fields(timing: Timing, batches: tuple[BatchTiming, ...]) -> dict[str,
     return {name: getattr(timing, name) for name in alike} | ends
 
 
+def twin(recipe: Recipe, bench: Bench, artifact: Path) -> nn.Module:
+    """The PyTorch module that a stored artifact was lowered from."""
+    return rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
+
+
 def opened(recipe: Recipe, bench: Bench, artifact: Path) -> Deployed:
     """A stored artifact, loaded to be run."""
-    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
-    return bench.runtime.open(artifact, bench.target.threads, model)
+    return bench.runtime.open(artifact, bench.target.threads, twin(recipe, bench, artifact))
 
 
 def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) -> Measurement:
@@ -327,10 +331,10 @@ def retime(result: TrialResult, bench: Bench, artifact: Path, effort: Effort) ->
     return result.measurement.model_copy(update=timing_fields(timing, batches))
 
 
-def confirm(recipe: Recipe, bench: Bench, artifact: Path) -> Measurement:
-    """The stored artifact again: timed longer, on the holdout split, which selects nothing."""
-    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(artifact), bench.task.build_student)
-    return measure(bench, bench.runtime.open(artifact, bench.target.threads, model), model, "holdout", HOLDOUT)
+def confirm(recipe: Recipe, bench: Bench, artifact: Path, split: Split = "holdout") -> Measurement:
+    """The stored artifact again: timed longer, on the holdout split, which selects nothing. Raises Diverged for NaN."""
+    model = twin(recipe, bench, artifact)
+    return measure(bench, bench.runtime.open(artifact, bench.target.threads, model), model, split, HOLDOUT)
 
 
 def _write_artifact(runtime: Runtime, model: nn.Module, example: Tensor, folder: Path) -> None:

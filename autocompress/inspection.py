@@ -7,22 +7,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autocompress.compress.build import rebuild
 from autocompress.compress.quantize import fold_batch_norm
 from autocompress.errors import UserError
-from autocompress.evaluate import Bench
+from autocompress.evaluate import Bench, twin
 from autocompress.measure.accuracy import predict
 from autocompress.measure.end_to_end import end_to_end
 from autocompress.measure.latency import SEARCH
 from autocompress.measure.quality import inspect_outputs
 from autocompress.measure.robustness import Run, Subject, shifts
 from autocompress.measure.throughput import sweep
+from autocompress.measure.turn import turn
 from autocompress.measure.usage import usage
 from autocompress.progress import Progress
 from autocompress.records import Inspection, TrialResult
 from autocompress.runs import RunPaths, to_json, write_text
 from autocompress.runtimes.runtime import Deployed
-from autocompress.runtimes.weights import read_weights
 
 SWEEP_SECONDS = 5.0
 
@@ -34,7 +33,8 @@ def inspect_trial(result: TrialResult, paths: RunPaths, bench: Bench, progress: 
         return
     with progress.stage(f"a closer look at trial {result.number}"):
         try:
-            found = inspect(result, bench, files.artifact, paths.baseline_artifact)
+            with turn(bench.target.device, progress.say):
+                found = inspect(result, bench, files.artifact, paths.baseline_artifact)
         except UserError as error:  # a process that died is no reason to end without the report
             progress.say(f"trial {result.number} is shown without memory, throughput and shifts: {error}")
         else:
@@ -44,12 +44,12 @@ def inspect_trial(result: TrialResult, paths: RunPaths, bench: Bench, progress: 
 def inspect(result: TrialResult, bench: Bench, artifact: Path, baseline_artifact: Path) -> Inspection:
     """Everything of an artifact that not every trial is measured for, beside the same of the baseline."""
     task, target, (x, y) = bench.task, bench.target, bench.splits["holdout"]
-    twin = rebuild(task.model, result.recipe, bench.calibration, read_weights(artifact), task.build_student)
-    deployed = bench.runtime.open(artifact, target.threads, twin)
+    model = twin(result.recipe, bench, artifact)
+    deployed = bench.runtime.open(artifact, target.threads, model)
     used, used_before = (usage(folder, target.runtime, target.threads, bench.inputs) for folder in (artifact, baseline_artifact))
     throughput = sweep(bench.deployed, deployed, bench.inputs, target.threads, SWEEP_SECONDS)
     given = fold_batch_norm(task.model, bench.example)
-    shifted = shifts(task, Subject(runs(deployed), twin), Subject(runs(bench.deployed), given), x, y)
+    shifted = shifts(task, Subject(runs(deployed), model), Subject(runs(bench.deployed), given), x, y)
     parts = inspect_outputs(task, predict(deployed, x), bench.outputs["holdout"], y)
     notes = (*parts.notes, *shifted.notes, f"throughput: {throughput.stopped}")
     return Inspection(

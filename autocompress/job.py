@@ -21,7 +21,7 @@ from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
 from autocompress.contest import time_contenders
-from autocompress.errors import InvalidRecipe, InvalidSpace, InvalidStudy, UserError
+from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
@@ -319,7 +319,10 @@ def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress
     with progress.stage("confirming on holdout", len(missing)) as advance:
         for result in missing:
             files = paths.trial(result.number)
-            write_text(files.holdout, to_json(confirm(result.recipe, bench, files.artifact)))
+            try:
+                write_text(files.holdout, to_json(confirm(result.recipe, bench, files.artifact)))
+            except Diverged as error:  # finite on the search split: this trial stays unconfirmed, the others go on
+                progress.say(f"trial {result.number} is not confirmed: {error}")
             advance(1)
 
 

@@ -191,16 +191,9 @@ class Throughput(Frozen):
     baseline_samples_per_s: float
 
 
-class EndToEnd(Frozen):
+class EndToEnd(BatchTiming):
     """Preprocessing, model and postprocessing of one batch together, paired as a Measurement's latency is, which is the model's alone."""
 
-    batch_size: int
-    latency_ms: float
-    baseline_latency_ms: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    resolved: bool
     preprocess_ms: float | None = Field(default=None, description="median alone; None: the task has none")
     postprocess_ms: float | None = None
 

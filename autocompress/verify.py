@@ -9,16 +9,13 @@ import torch
 
 from autocompress.artifact import RECIPE, Measured, check_files, read_measured
 from autocompress.bench import IN_MEMORY, task_of
-from autocompress.compress.build import rebuild
 from autocompress.errors import InvalidArtifact, UserError
-from autocompress.evaluate import Bench, confirm, measure, prepare
+from autocompress.evaluate import confirm, prepare
 from autocompress.export import load
-from autocompress.measure.latency import HOLDOUT
 from autocompress.measure.machine import differences, this_machine
 from autocompress.progress import Progress
-from autocompress.recipe import Recipe, from_yaml
+from autocompress.recipe import from_yaml
 from autocompress.records import Measurement, Target
-from autocompress.runtimes.weights import read_weights
 from autocompress.tasks.task import Task, digest
 
 
@@ -140,11 +137,4 @@ def _measured_here(folder: Path, told: Measured, claimed: Measurement, task: Tas
     with tempfile.TemporaryDirectory(prefix="autocompress-verify-") as scratch:
         bench = prepare(task, told.target, torch.device("cpu"), Path(scratch) / "baseline", progress)
         with progress.stage("measuring the artifact"):
-            if claimed.split == "holdout":
-                return confirm(recipe, bench, folder)
-            return _on_search(recipe, bench, folder)
-
-
-def _on_search(recipe: Recipe, bench: Bench, folder: Path) -> Measurement:
-    model = rebuild(bench.task.model, recipe, bench.calibration, read_weights(folder), bench.task.build_student)
-    return measure(bench, bench.runtime.open(folder, bench.target.threads, model), model, "search", HOLDOUT)
+            return confirm(recipe, bench, folder, claimed.split)

@@ -3,7 +3,7 @@
 A row is a recipe of benchmarks/recipes.py: compressed, recovered, deployed in onnxruntime (batch 1, 1 thread), then timed against the given
 model in fp32 and scored on the holdout split, which selected nothing. Fashion-MNIST's 10,000 test images judge; digits has 400 of them, one
 a quarter of a point. (Post-training int8 of the pretrained ResNet-56 has a program of its own, resnet56.py.) Prints a table for each task
-and, as its last line, one JSON object {"name", "figures", "met"}. Two cores, about 20 minutes.
+and, as its last line, one JSON object {"name", "figures", "met"}. Two cores, about an hour; --rows PATTERN for some of it.
 """
 
 import argparse

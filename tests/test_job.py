@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from toy_runs import call, copied, fingerprints, search_arguments
 import autocompress
 from autocompress import Space
 from autocompress.config import BitChoices, RecoverySpace, Shares
-from autocompress.errors import InvalidSpace, InvalidStudy, InvalidTask
+from autocompress.errors import Diverged, InvalidSpace, InvalidStudy, InvalidTask
 from autocompress.job import dry_run
 from autocompress.job import search as job_search
 from autocompress.progress import Progress
@@ -60,6 +61,15 @@ def test_a_task_in_memory_is_searched_in_one_call(study: Study) -> None:
     assert study.summary["state"] == "finished"
     assert study.summary["stopped"] == "budget"
     assert study.best() is not None
+
+
+def test_an_artifact_that_is_not_finite_on_holdout_stays_unconfirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise Diverged("the artifact's outputs on the holdout split are not all finite")
+
+    monkeypatch.setattr(import_module("autocompress.job"), "confirm", broken)
+    summary = searched(tmp_path, budget=1).summary
+    assert (summary["state"], summary["best"]["holdout"], summary["best"]["confirmed"]) == ("finished", None, None)
 
 
 def test_the_summary_has_these_keys_and_no_others(study: Study) -> None:

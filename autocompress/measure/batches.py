@@ -22,7 +22,7 @@ def compare_batches(
     timings = [compare(baseline, candidate, batch, effort, seed) for batch in batches]
     if len(timings) == 1:
         return timings[0], ()
-    told = tuple(_told(len(batch), timing) for batch, timing in zip(batches, timings, strict=True))
+    told = tuple(at_batch(len(batch), timing) for batch, timing in zip(batches, timings, strict=True))
     speedup, low, high = overall(told)
     resolved, blocks = all(one.resolved for one in timings), sum(one.blocks for one in timings)
     return replace(timings[0], speedup=speedup, low=low, high=high, resolved=resolved, blocks=blocks), told
@@ -48,10 +48,12 @@ def _log_ratio(more: float, less: float) -> float:
 def batch_of(inputs: Array, batch_size: int) -> Array:
     """(batch_size, ...) of inputs (N, ...): real samples, repeated where there are too few."""
     repeats = -(-batch_size // len(inputs))
-    return np.ascontiguousarray(np.concatenate([inputs] * repeats)[:batch_size])
+    samples = inputs if repeats == 1 else np.concatenate([inputs] * repeats)
+    return np.ascontiguousarray(samples[:batch_size])
 
 
-def _told(batch_size: int, timing: Timing) -> BatchTiming:
+def at_batch(batch_size: int, timing: Timing) -> BatchTiming:
+    """What is kept of a timing of one batch size."""
     return BatchTiming(
         batch_size=batch_size,
         latency_ms=timing.latency_ms,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.measure.batches import at_batch
 from autocompress.measure.latency import Effort, compare
 from autocompress.records import EndToEnd
 from autocompress.runtimes.eager import threads as torch_threads
@@ -60,13 +61,7 @@ def end_to_end(task: Task, both: tuple[Deployed, Deployed], inputs: Array, threa
     with torch_threads(threads), torch.no_grad():
         alone = (_median_ms(lambda: before(inputs)), _median_ms(lambda: after(outputs)))
     return EndToEnd(
-        batch_size=len(inputs),
-        latency_ms=timing.latency_ms,
-        baseline_latency_ms=timing.baseline_latency_ms,
-        speedup=timing.speedup,
-        speedup_low=timing.low,
-        speedup_high=timing.high,
-        resolved=timing.resolved,
+        **at_batch(len(inputs), timing).model_dump(),
         preprocess_ms=alone[0] if task.preprocess is not None else None,
         postprocess_ms=alone[1] if task.postprocess is not None else None,
     )
