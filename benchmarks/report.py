@@ -44,7 +44,7 @@ from autocompress.study.space import dimensions, sampled
 
 TRIALS, LAYERS, REPEATS = 500, 20, 3
 MOST_SECONDS, MOST_BYTES = 5.0, 6_000_000
-NO_ENERGY = {"energy_mj": "no NVML here"}
+NO_ENERGY = {"energy_mj": "not available on this machine: NVML measures GPUs, and onnxruntime runs this artifact on the CPU"}
 TARGET = Target()
 MACHINE = Machine(
     cpu="made-up CPU",

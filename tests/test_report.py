@@ -226,7 +226,8 @@ def test_what_was_inspected_is_shown_before_and_after(tmp_path: Path) -> None:
     write_text(paths.trial(3).inspection, to_json(seen))
     page = Page(write_report(paths, summarize(RESULTS, confirmed_best()))[0].read_text(encoding="utf-8"))
     assert "Throughput at batch 8 1,000 samples/s 4,000 samples/s Load time 14 ms 6 ms Memory, peak 9.60 MB 4.10 MB" in page.text
-    assert "Utilisation not available 98 % Energy a call no NVML here no NVML here" in page.text
+    assert "Utilisation - 98 %" in page.text
+    assert page.text.count("Energy a call: no NVML here.") == 1
     assert f"Worst class, {NASTY} 98.00 94.00" in page.text
     assert "noise 0.1 500 90.00 80.00 10.00" in page.text
     assert "2 samples of the holdout split are newly wrong, 0 newly right" in page.text

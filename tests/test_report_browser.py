@@ -67,6 +67,11 @@ def test_every_figure_is_seen_and_nothing_scrolls_sideways(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_before_and_after_stand_side_by_side_without_scrolling(page: Page) -> None:
+    fit = "all => all.length > 1 && all.every(one => one.scrollWidth <= one.parentElement.clientWidth)"
+    assert page.eval_on_selector_all("table.fits", fit)
+
+
 def test_a_mark_tells_its_recipe_to_a_pointer_and_is_silent_when_it_leaves(page: Page) -> None:
     assert page.locator("#tip").is_hidden()
     page.locator("#figure-pareto [data-tip]").last.hover()

@@ -21,6 +21,7 @@ from autocompress.report.quality import worst_class
 from autocompress.report.tables import note, section, table
 
 Line = tuple[str, str, str]
+METERS = {"utilisation": ("Utilisation", 100.0, " %"), "energy_mj": ("Energy a call", 1.0, " mJ")}  # field -> label, factor, unit
 
 
 def comparison(facts: Facts) -> str:
@@ -38,7 +39,7 @@ def comparison(facts: Facts) -> str:
         f"Numbers of the {split} split; times of {where(facts.baseline.target)}, baseline and artifact in alternating blocks. "
         f"Intervals are 95 %. Speedups are against {reference(facts)}; eager PyTorch is a second reference."
     )
-    return section("Before and after", table(("", "baseline, fp32", name), lines, "fits"), note(stands), splits(facts))
+    return section("Before and after", table(("", "baseline, fp32", name), lines, "fits"), note(stands), not_metered(facts), splits(facts))
 
 
 def millions(count: int | None) -> str:
@@ -96,17 +97,25 @@ def usage_lines(facts: Facts) -> Iterator[Line]:
     yield "Memory, mean", size(before.mean_bytes), size(after.mean_bytes)
     if after.reserved_bytes is not None:
         yield "Memory, reserved", size(before.reserved_bytes), size(after.reserved_bytes)
-    yield "Utilisation", available(before, "utilisation", 100, " %"), available(after, "utilisation", 100, " %")
-    yield "Energy a call", available(before, "energy_mj", 1, " mJ"), available(after, "energy_mj", 1, " mJ")
+    for field, (label, factor, unit) in METERS.items():
+        if getattr(after, field) is not None:
+            yield label, metered(before, field, factor, unit), metered(after, field, factor, unit)
+
+
+def not_metered(facts: Facts) -> str:
+    """Why a row of the usage is not there; too long for a cell."""
+    usage = facts.inspection.usage if facts.inspection else None
+    missing = {label: usage.reasons.get(field) for field, (label, _, _) in METERS.items() if getattr(usage, field) is None} if usage else {}
+    return "".join(note(f"{label}: {reason}.") for label, reason in missing.items() if reason)
 
 
 def rate(samples_per_s: float) -> str:
     return f"{samples_per_s:,.0f} samples/s"
 
 
-def available(usage: Usage, field: str, factor: float, unit: str) -> str:
+def metered(usage: Usage, field: str, factor: float, unit: str) -> str:
     value = getattr(usage, field)
-    return usage.reasons.get(field, "not available") if value is None else f"{factor * value:.3g}{unit}"
+    return UNKNOWN if value is None else f"{factor * value:.3g}{unit}"
 
 
 def quality_lines(facts: Facts, point: Measurement | None) -> Iterator[Line]:
