@@ -112,6 +112,57 @@ class LayerInfo(Frozen):
     drop_reason: str = ""
 
 
+class Tried(Frozen):
+    """One choice of a survey, tried alone on the given model and not trained: ``kind`` and ``name`` as in the name of a dimension
+    (``keep:<group>``, ``rank:<layer>``), ``value`` as in its choices. What could not be tried has None and a reason.
+    """
+
+    kind: Literal["keep", "heads", "drop", "sparsity", "rank", "energy", "weight_bits"]
+    name: str
+    value: float | str
+    harm: float | None = Field(default=None, description="rise of the task's loss on the calibration samples")
+    divergence: float | None = Field(default=None, description="from the given model's outputs: KL for logits, else mean square")
+    reason: str = ""
+
+
+class LayerCost(Frozen):
+    """Time of one layer under one scheme, in ms a batch: ``terms`` times (kernels, kept share of inputs, of outputs, of multiply-adds).
+
+    ``kernels`` is 1 for the dense layer and 2 or 3 for a low-rank one.
+    """
+
+    name: str
+    scheme: Scheme
+    terms: tuple[float, float, float, float]
+
+
+class LatencyModel(Frozen):
+    """What `latency_model` predicts a recipe's time from: costs of layers fitted to profiles, and what their sum leaves out.
+
+    ``correction`` times (1, sum of the layers in ms, sum over layers of kept share of outputs times their elements' share) is the
+    whole model's time. ``error``: the relative error of nine in ten probes that the fit did not see (leave-one-out).
+    """
+
+    costs: tuple[LayerCost, ...]
+    correction: tuple[float, float, float]
+    baseline_ms: float
+    error: float
+    probes: int
+    batch_size: int
+    input_shape: tuple[int, ...]
+
+
+class Survey(Frozen):
+    """survey.json: what every choice of a space would harm and save, measured before any trial."""
+
+    tried: tuple[Tried, ...]
+    layer_ms: dict[str, float] = Field(description="time of each layer in the fp32 baseline, from the runtime's profile; ms a batch")
+    latency: LatencyModel | None = Field(default=None, description="None: this runtime has no profile; `notes` say so")
+    samples: int = Field(description="calibration samples that harms were measured on")
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
 class Measurement(Frozen):
     """Numbers read off one deployed artifact. ``speedup`` = latency of the fp32 baseline in the same runtime / latency of this one,
     timed in alternating blocks, with a bootstrap 95 % interval; ``drop`` = how much worse the task's metric is, in its unit (percentage

@@ -19,7 +19,7 @@ FLOORS = {
     "errors": 0,
     "recipe": 1,
     "records": 2,
-    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions"), 3),
+    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions", "latency_model"), 3),
     **dict.fromkeys(("study", "report", "blocks", "artifact"), 4),
     "tasks": 5,
     **dict.fromkeys(("compress", "runtimes"), 6),

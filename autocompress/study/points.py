@@ -1,9 +1,11 @@
 """A point in the space, an index into every sampled dimension, as an expanded Recipe; and the points to start from."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autocompress.config import Settings, Space
+from autocompress.latency_model import low_rank_macs
 from autocompress.recipe import (
     FLOAT_BITS,
     HALF_BITS,
@@ -112,27 +114,13 @@ def method_of(layer: LayerInfo, method: str) -> Any:
 
 
 def rank_of(layer: LayerInfo, share: float, kept_out: int, kept_in: int, method: str = "auto") -> int | None:
-    """Absolute rank for a share of the full one; None where the factorized form would not save multiply-adds.
-
-    Per output position, dense: out * in * kh * kw. SVD: rank * (in + out). Tucker-2 with r_in = min(rank, in), r_out = min(rank, out):
-    in * r_in + r_in * r_out * kh * kw + r_out * out. CP: rank * (in + kh * kw + out). Spatial SVD: rank * (in * kh + out * kw). What runs
-    before the stride runs stride times as often.
-    """
+    """Absolute rank for a share of the full one; None where the factorized form would not save multiply-adds."""
     full = min(kept_out, kept_in)
     rank = max(1, round(share * full))
     if share >= DENSE or rank >= full:
         return None
-    (height, width), (down, across) = layer.kernel, layer.stride
-    area, before = height * width, kept_in * down * across
-    if area == 1:
-        small = rank * (kept_in + kept_out)
-    elif method == "cp":
-        small = rank * (before + area + kept_out)
-    elif method == "spatial_svd":
-        small = rank * (kept_in * height * across + kept_out * width)
-    else:
-        small = rank * (before + kept_out) + rank * rank * area
-    return rank if small < kept_out * kept_in * area else None
+    spent = low_rank_macs(kept_out, kept_in, layer.kernel, layer.stride, rank, method)
+    return rank if spent < kept_out * kept_in * math.prod(layer.kernel) else None
 
 
 def _chosen(settings: Settings, part: str, values: Values) -> dict[str, Any]:
