@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from autocompress.compare import compare
     from autocompress.config import SearchConfig, Space
     from autocompress.errors import AutocompressError, UserError
-    from autocompress.job import apply, doctor, explain, export, load, resume, search, show, verify
+    from autocompress.job import apply, doctor, explain, export, inspect, load, resume, search, show, verify
     from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery
     from autocompress.records import Measurement, Target, TrialResult
     from autocompress.study.ask import ask
@@ -39,6 +39,7 @@ __all__ = [
     "doctor",
     "explain",
     "export",
+    "inspect",
     "load",
     "resume",
     "search",
@@ -65,6 +66,7 @@ _MODULES = {
     "doctor": "autocompress.job",
     "explain": "autocompress.job",
     "export": "autocompress.job",
+    "inspect": "autocompress.job",
     "load": "autocompress.job",
     "resume": "autocompress.job",
     "search": "autocompress.job",

@@ -1,10 +1,10 @@
-"""How the answers of explain, ask, verify and compare look on a terminal. Reads plain data and writes to a console, like `terminal`."""
+"""How explain, inspect, ask, verify and compare answer on a terminal. Reads plain data and writes to a console, like `terminal`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocompress.records import Attribution, Measurement
+from autocompress.records import Attribution, Inspection, Measurement
 from autocompress.terminal import (
     PERCENT,
     UNKNOWN,
@@ -23,6 +23,7 @@ from autocompress.terminal import (
     value,
 )
 
+MEMORY = {"peak": "peak_bytes", "mean": "mean_bytes"}
 FEW = 2  # layers of a decision that are listed; of more, the first and the last
 
 
@@ -61,6 +62,32 @@ def present_simpler(found: Attribution, simpler: Path | None, console: Terminal)
         console.field("", f"without {one.decision}" + (f" of {_layers(one.layers)}" if one.layers else ""))
     if simpler is not None:
         console.field("recipe", simpler)
+
+
+def present_inspection(found: Inspection, console: Terminal) -> None:
+    """The artifact beside the baseline, then the parts of the samples that it was looked at on."""
+    before, after = found.baseline_usage, found.usage
+    rows = [
+        (f"samples/s, batch {one.batch_size}, {counted(one.threads, 'thread')}", rate(one.baseline_samples_per_s), rate(one.samples_per_s))
+        for one in found.throughput
+    ]
+    rows += [("load time", milliseconds(before.load_ms), milliseconds(after.load_ms))]
+    rows += [(f"memory, {word}", size(getattr(before, name)), size(getattr(after, name))) for word, name in MEMORY.items()]
+    console.print(table(("", "baseline", "artifact"), rows, right=("baseline", "artifact")))
+    parts = [*found.classes, *filter(None, (found.hard, found.rare)), *found.shifts]
+    scores = [(one.name, str(one.samples), f"{one.baseline_score:.2f}", f"{one.score:.2f}") for one in parts]
+    console.print(table(("metric on", "samples", "baseline", "artifact"), scores, right=("samples", "baseline", "artifact")))
+    console.field("samples", f"{len(found.broken)} newly wrong, {len(found.righted)} newly right, of the {found.split} split")
+    for reason in dict.fromkeys((*after.reasons.values(), *found.notes)):
+        console.field("note", reason)
+
+
+def rate(samples_per_s: float) -> str:
+    return f"{samples_per_s:,.0f}"
+
+
+def counted(amount: int, what: str) -> str:
+    return f"{amount} {what}{'' if amount == 1 else 's'}"
 
 
 def present_answer(found: Row, runs: Path, console: Terminal) -> None:
@@ -191,15 +218,14 @@ def _wishes(asked: Mapping[str, Any], unit: str) -> str:
         words.append(f"speed at least {asked['min_speedup']:g}x")
     if asked["max_bytes"] is not None:
         words.append(f"weights at most {size(asked['max_bytes'])}")
-    return ", ".join(words) or "the fastest"
+    return ", ".join([*words, *asked["constraints"]]) or "the fastest"
 
 
-def _missed(name: str, gap: float, unit: str) -> str:
-    return {
-        "max_drop": f"{lost(gap, unit)} too many",
-        "min_speedup": f"{gap:.2f}x too slow",
-        "max_bytes": f"{size(gap)} too large",
-    }[name]
+def _missed(name: str, gap: float | None, unit: str) -> str:
+    if gap is None:
+        return f"{name}: not measured"
+    own = {"max_drop": f"{lost(gap, unit)} too many", "min_speedup": f"{gap:.2f}x too slow", "max_bytes": f"{size(gap)} too large"}
+    return own.get(name, f"{name} by {gap:.4g}")
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -138,10 +138,10 @@ def version(asked: bool) -> None:
 
 def batch_sizes(text: str) -> str:
     """What was written, once it reads."""
-    from autocompress.config import parse_batch_sizes
+    from autocompress.config import parse_counts
 
     try:
-        parse_batch_sizes(text)
+        parse_counts("--batch-size", text)
     except UserError as error:
         raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
     return text
@@ -276,6 +276,7 @@ def show(
 
 
 app.command()(questions.explain)
+app.command()(questions.inspect)
 app.command()(questions.ask)
 app.command()(questions.compare)
 

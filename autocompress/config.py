@@ -344,12 +344,12 @@ def parse_budget(text: str | int) -> Budget:
     raise InvalidSpace(f"--budget: must be a whole number of trials of at least 1 (50) or a time (90s, 20m, 2h), got {text!r}")
 
 
-def parse_batch_sizes(text: str | int | Sequence[int]) -> tuple[int, ...]:
-    """``8`` or ``"8"`` -> (8,); ``"1,8,32"`` or (1, 8, 32) -> (1, 8, 32). Raises InvalidSpace otherwise."""
+def parse_counts(option: str, text: str | int | Sequence[int]) -> tuple[int, ...]:
+    """What ``option`` was given, ``8`` or ``"8"`` -> (8,); ``"1,8,32"`` or (1, 8, 32) -> (1, 8, 32). Raises InvalidSpace otherwise."""
     parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else list(text)
     sizes = [int(str(part)) for part in parts if re.fullmatch(r"\s*\d+\s*", str(part))]
     if not parts or len(sizes) < len(parts) or min(sizes) < 1:
-        raise InvalidSpace(f"--batch-size: must be a whole number of at least 1, or several with commas (1,8,32), got {text!r}")
+        raise InvalidSpace(f"{option}: must be a whole number of at least 1, or several with commas (1,8,32), got {text!r}")
     return tuple(sorted(set(sizes)))
 
 

@@ -1,5 +1,6 @@
 """Why this recipe: every decision of a trial undone in turn and really measured, and the recipe that is left without the useless ones."""
 
+import shutil
 from pathlib import Path
 
 from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
@@ -11,7 +12,7 @@ from autocompress.measure.latency import Effort
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, to_yaml
 from autocompress.records import Attribution, Beside, Measurement, TrialResult, Undone
-from autocompress.runs import RunPaths, only_driver, read_json, to_json, write_text
+from autocompress.runs import RunPaths, TrialPaths, only_driver, read_json, to_json, write_text
 from autocompress.study import pareto
 from autocompress.survey import check_recipe
 from autocompress.tasks.task import Task
@@ -39,6 +40,8 @@ def explain(
         bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress), progress)
         attribution = attribute(result, bench, paths, progress)
         write_text(paths.trial(result.number).attribution, to_json(attribution))
+        for artifact in paths.folder.glob("undone/*/artifact"):  # what was measured stays; `apply` makes the simpler recipe again
+            shutil.rmtree(artifact, ignore_errors=True)
     return attribution
 
 
@@ -125,7 +128,7 @@ class _Chosen:
         files = self.paths.undone(recipe.digest)
         if files.result.exists():
             kept = read_json(files.result, TrialResult)
-            if kept.measurement is None or files.artifact.is_dir():
+            if kept.measurement is None or files.artifact.is_dir() or self.timed_beside(files) is not None:
                 return kept
         try:
             check_recipe(recipe, self.bench.layers, "recipe")
@@ -136,10 +139,15 @@ class _Chosen:
         write_text(files.result, to_json(result))
         return result
 
+    def timed_beside(self, files: TrialPaths) -> Beside | None:
+        """What an earlier call found of this trial and what lies in ``files``."""
+        found = read_json(files.beside, Beside) if files.beside.exists() else None
+        return found if found is not None and found.trial == self.result.recipe.digest else None
+
     def beside(self, other: TrialResult) -> Beside:
         """Both artifacts timed in alternating blocks, or what an earlier call found."""
         digest, files = other.recipe.digest, self.paths.undone(other.recipe.digest)
-        if files.beside.exists() and (found := read_json(files.beside, Beside)).trial == self.result.recipe.digest:
+        if (found := self.timed_beside(files)) is not None:
             return found
         artifact = self.paths.trial(self.known[digest].number).artifact if digest in self.known else files.artifact
         chosen = opened(self.result.recipe, self.bench, self.paths.trial(self.result.number).artifact)

@@ -1,4 +1,4 @@
-"""What a user can ask for, a function each: search, resume, explain, apply, verify, show, export, report, list_studies, doctor.
+"""What a user can ask for, a function each: search, resume, explain, inspect, apply, verify, show, export, report, list_studies, doctor.
 
 The only room that sees both halves: the study, which knows optuna, and the evaluator, which knows torch.
 """
@@ -19,14 +19,14 @@ import torch
 from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
-from autocompress.config import SearchConfig, Space, load_space, parse_batch_sizes, parse_budget, search_config
+from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, search_config
 from autocompress.contest import time_contenders
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
-from autocompress.inspection import inspect_trial
+from autocompress.inspection import inspect, inspect_trial
 from autocompress.measure.machine import in_words, this_machine
 from autocompress.measure.quality import checks
 from autocompress.measure.samples import no_classes
@@ -46,8 +46,8 @@ from autocompress.tasks.task import Task, calibration, floor_drop, stream
 from autocompress.verify import verify
 
 __all__ = [
-    "DryRun", "Study", "apply", "doctor", "dry_run", "explain", "export", "list_studies", "load", "report", "resume", "search", "show",
-    "verify",
+    "DryRun", "Study", "apply", "doctor", "dry_run", "explain", "export", "inspect", "list_studies", "load", "report", "resume", "search",
+    "show", "verify",
 ]  # fmt: skip
 
 # On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
@@ -210,7 +210,7 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
     return search_config(
         {
             "runtime": runtime,
-            "batch_sizes": parse_batch_sizes(settings.pop("batch_size", 1)),
+            "batch_sizes": parse_counts("--batch-size", settings.pop("batch_size", 1)),
             "threads": settings.pop("threads", THREADS),
         },
         study=study,

@@ -1,4 +1,4 @@
-"""The commands that ask about what is there: explain, ask, verify, compare. `cli` lists them among its own.
+"""The commands that ask about what is there: explain, inspect, ask, verify, compare. `cli` lists them among its own.
 
 Everything slow is imported inside the commands, so that ``--help`` is instant.
 """
@@ -39,6 +39,34 @@ def explain(study: StudyName, trial: Trial = "best", as_json: Json = False, runs
         raise
     simpler = None if found.simpler is None else runs / study / "undone" / found.simpler.digest / "recipe.yaml"
     present_attribution(found, simpler, Terminal(stderr=as_json))
+    if as_json:
+        Terminal().out(dumped(found.model_dump(mode="json")))
+
+
+def inspect(
+    study: StudyName,
+    trial: Trial = "best",
+    threads: Annotated[str, typer.Option(metavar="N[,N...]", help="Samples a second on so many threads, too.")] = "",
+    as_json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Look closer at one recipe: memory, throughput, shifts.
+
+    Memory and load time in a process of its own, samples a second over growing batches, classes, hard, rare and shifted samples, on the
+    holdout split. A search does this for the recipe that it shows; what is found is kept as inspection.json of the trial.
+
+    \b
+    Examples:
+      autocompress inspect digits --threads 1,2,4
+      autocompress inspect digits --trial 17 --json | jq .throughput
+    """
+    from autocompress import job
+    from autocompress.answers import present_inspection
+    from autocompress.progress import Progress
+    from autocompress.terminal import Terminal
+
+    found = job.inspect(study, trial=trial, threads=threads, runs=runs, progress=Progress())
+    present_inspection(found, Terminal(stderr=as_json))
     if as_json:
         Terminal().out(dumped(found.model_dump(mode="json")))
 

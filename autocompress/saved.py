@@ -55,7 +55,7 @@ class Study:
         return self._pick(trial).recipe
 
     def csv(self) -> str:
-        return trials_csv(self.results)
+        return trials_csv(self.results, self.paths.holdouts())
 
     def report(self) -> tuple[Path, Path, Path]:
         """Write report.html, the folder figures (PNG and SVG) and trials.csv; returns their paths."""

@@ -23,7 +23,7 @@ from autocompress.records import Attribution, LayerInfo, Measurement, Target, Tr
 from autocompress.verify import Tolerance
 
 COMMANDS = (
-    *("search", "resume", "show", "explain", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
+    *("search", "resume", "show", "explain", "inspect", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
@@ -31,6 +31,7 @@ OPTIONS = {
     "resume": "budget runs",
     "show": "json csv runs",
     "explain": "trial json runs",
+    "inspect": "trial threads json runs",
     "ask": "max-drop min-speedup max-size json runs",
     "compare": "json runs",
     "export": "trial out runs",

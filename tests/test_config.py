@@ -16,9 +16,9 @@ from autocompress.config import (
     Space,
     constrainable,
     load_space,
-    parse_batch_sizes,
     parse_budget,
     parse_constraint,
+    parse_counts,
     search_config,
 )
 from autocompress.errors import InvalidSpace
@@ -176,11 +176,11 @@ def test_a_configuration_is_frozen_and_survives_json() -> None:
 
 @pytest.mark.parametrize(("text", "sizes"), [(8, (8,)), ("8", (8,)), ("1,8,32", (1, 8, 32)), (" 8, 1 ,8", (1, 8)), ((32, 1), (1, 32))])
 def test_one_batch_size_or_several_are_read(text: str | int | tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    assert parse_batch_sizes(text) == sizes
+    assert parse_counts("--batch-size", text) == sizes
 
 
 @pytest.mark.parametrize("text", ["0", 0, "", "1,", "1,0", "a", "1.5", "-1", "1;8", (), (1, 0)])
 def test_any_other_batch_size_is_refused_with_its_value_and_what_would_do(text: str | int | tuple[int, ...]) -> None:
     with pytest.raises(InvalidSpace, match=r"--batch-size: must be a whole number of at least 1, or several with commas") as caught:
-        parse_batch_sizes(text)
+        parse_counts("--batch-size", text)
     assert repr(text) in str(caught.value)

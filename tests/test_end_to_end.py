@@ -11,6 +11,7 @@ import optuna
 import pytest
 from toy_runs import Finished, call, copied, ended, leftovers, result_files, search_arguments, start, wait_for
 
+from autocompress.records import Inspection
 from autocompress.runs import RunPaths
 
 FILES = ["README.md", "SHA256SUMS", "measured.json", "model.onnx", "recipe.yaml", "weights.safetensors"]
@@ -35,6 +36,19 @@ def test_the_recipe_that_is_shown_was_looked_at_more_closely(shipped: Finished) 
     trial = shipped.summary["best"]["trial"]
     assert list(shipped.paths.inspections()) == [trial]
     assert shipped.paths.inspections()[trial].usage.peak_bytes
+
+
+def test_another_trial_is_looked_at_on_request_and_its_rate_on_several_threads(shipped: Finished, tmp_path: Path) -> None:
+    paths = copied(shipped.paths, tmp_path)
+    other = next(result.number for result in paths.results() if result.number not in paths.inspections())
+    code, out, err = ended(start("inspect", "shipped", "--trial", str(other), "--threads", "1,2", "--json", "--runs", str(paths.runs)))
+    assert code == 0, err
+    found = Inspection.model_validate_json(out)
+    assert found == paths.inspections()[other]
+    assert [(row.batch_size, row.threads) for row in found.throughput][-1] == (1, 2)
+    assert {row.threads for row in found.throughput} == {1, 2}
+    assert "samples/s, batch 1, 2 threads" in err
+    assert "newly wrong" in err
 
 
 def test_progress_tells_the_budget_every_stage_and_every_trial_in_plain_lines(shipped: Finished) -> None:

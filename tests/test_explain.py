@@ -1,7 +1,6 @@
 """Every decision of a recipe is undone and really measured; what bought nothing goes, and an interruption loses nothing."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +79,9 @@ def test_the_recipe_that_is_left_without_what_bought_nothing_is_measured(paths: 
     assert found.simpler is not None
     assert found.simpler.quantization == Quantization()
     assert found.simpler_measurement is not None
-    assert paths.undone(found.simpler.digest).artifact.is_dir() or found.simpler.digest in {one.recipe.digest for one in paths.results()}
+    known = {one.recipe.digest for one in paths.results()}
+    assert paths.undone(found.simpler.digest).recipe.exists() or found.simpler.digest in known
+    assert not list(paths.folder.glob("undone/*/artifact"))
 
 
 def test_what_buys_nothing_alone_but_something_together_is_kept(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +206,11 @@ def test_what_was_timed_beside_another_trial_is_timed_again(paths: RunPaths, mon
     assert read_json(files[0], Beside).ratio < 77
 
 
-def test_what_lost_its_artifact_is_measured_again(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_timed_before_its_artifact_went_is_measured_again(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = chosen(paths)
     explained(paths, trial.number)
-    (lost, *_) = paths.folder.glob("undone/*/artifact")
-    shutil.rmtree(lost)
+    (lost, *_) = paths.folder.glob("undone/*/beside.json")
+    lost.unlink()
     again = counted(monkeypatch)
     explained(paths, trial.number)
     assert again == [lost.parent.name]

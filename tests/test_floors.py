@@ -36,7 +36,7 @@ FLOORS = {
 # what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
 STAIRS = {
     ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
-    ("report", "study"), ("explain", "bench"), ("verify", "bench"),
+    ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"),
     *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "verify")),
 }  # fmt: skip
 

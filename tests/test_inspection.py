@@ -57,7 +57,7 @@ def test_everything_is_looked_at_on_holdout_and_kept(study: tuple[Bench, RunPath
 def test_a_trial_is_looked_at_once(study: tuple[Bench, RunPaths, TrialResult], monkeypatch: pytest.MonkeyPatch) -> None:
     bench, paths, result = study
     paths.trial(0).inspection.touch()
-    monkeypatch.setattr(room, "inspect", lambda *arguments: pytest.fail("looked again"))
+    monkeypatch.setattr(room, "look", lambda *arguments: pytest.fail("looked again"))
     inspect_trial(result, paths, bench, QUIET)
 
 

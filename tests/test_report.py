@@ -430,7 +430,7 @@ def test_five_hundred_trials_take_seconds_and_a_small_file(tmp_path: Path) -> No
 
 
 def test_the_csv_has_one_row_a_trial_and_leaves_missing_numbers_empty() -> None:
-    rows = list(csv.DictReader(io.StringIO(trials_csv(RESULTS))))
+    rows = list(csv.DictReader(io.StringIO(trials_csv(RESULTS, {}))))
     assert [int(line["number"]) for line in rows] == [0, 1, 2, 3, 4]
     measured = ["speedup", "speedup_low", "speedup_high", "drop", "accuracy", "size_bytes", "latency_ms"]
     assert list(rows[0])[:10] == ["number", "source", "outcome", *measured]
@@ -445,13 +445,15 @@ def test_the_csv_has_one_row_a_trial_and_leaves_missing_numbers_empty() -> None:
 def test_the_csv_has_a_column_for_every_check_and_batch_size(tmp_path: Path) -> None:
     timing = BatchTiming(batch_size=8, latency_ms=1, baseline_latency_ms=3, speedup=3, speedup_low=2, speedup_high=4, resolved=True)
     point = measurement(3, 1).model_copy(update={"checks": {"worst_class_drop": 4.5}, "batches": (timing,)})
-    lines = list(csv.DictReader(io.StringIO(trials_csv([RESULTS[0], RESULTS[2].model_copy(update={"measurement": point})]))))
+    text = trials_csv([RESULTS[0], RESULTS[2].model_copy(update={"measurement": point})], {2: measurement(2.5, 1)})
+    lines = list(csv.DictReader(io.StringIO(text)))
     assert (lines[1]["check_worst_class_drop"], lines[1]["batch_8_speedup"]) == ("4.5", "3.0")
     assert (lines[0]["check_worst_class_drop"], lines[0]["batch_8_speedup"]) == ("", "")
+    assert (lines[0]["holdout_speedup"], lines[1]["holdout_speedup"], lines[1]["holdout_drop"]) == ("", "2.5", "1.0")
 
 
 def test_the_csv_of_no_trials_is_its_header() -> None:
-    assert trials_csv([]).splitlines() == [trials_csv(RESULTS).splitlines()[0]]
+    assert trials_csv([], {}).splitlines() == [trials_csv(RESULTS, {}).splitlines()[0]]
 
 
 def test_a_full_disk_leaves_no_half_written_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

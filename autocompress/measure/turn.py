@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import tempfile
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 _guard = threading.Lock()
 _turns: dict[tuple[int, str], tuple[threading.RLock, list[int]]] = {}  # (process, device) -> its lock, the files it holds
 
@@ -19,7 +21,7 @@ def lock_path(device: str) -> Path:
 
 
 @contextlib.contextmanager
-def turn(device: str = "cpu", waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+def turn(device: str = "cpu", waiting: Callable[[str], None] = log.warning) -> Iterator[None]:
     """Hold the turn on ``device``; ``waiting`` hears one line when another process holds it, and then no more until it is free.
 
     Nested calls of one thread pass, other threads of the process wait. A holder must not wait for a child process that takes a turn.
@@ -49,12 +51,11 @@ def _own(device: str) -> tuple[threading.RLock, list[int]]:
         return _turns.setdefault((os.getpid(), device), (threading.RLock(), []))
 
 
-def _acquire(file: int, device: str, waiting: Callable[[str], None] | None) -> None:
+def _acquire(file: int, device: str, waiting: Callable[[str], None]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if waiting is not None:
-            waiting(f"another process measures on {device}; this one waits for its turn ({lock_path(device)})")
+        waiting(f"another process measures on {device}; this one waits for its turn ({lock_path(device)})")
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

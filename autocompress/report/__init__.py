@@ -47,7 +47,7 @@ def write_report(paths: RunPaths, summary: Row) -> tuple[Path, Path, Path]:
         drawings = [drawing for draw in DRAWINGS if (drawing := draw(facts)) is not None]
         figures = {drawing.name: (drawing, svg_of(drawing)) for drawing in drawings}
         write_folder(paths.figures, lambda folder: save(figures, folder))
-    write_text(paths.trials_csv, trials_csv(facts.results))
+    write_text(paths.trials_csv, trials_csv(facts.results, facts.holdouts))
     write_text(paths.report, page(facts, paths, figures))
     return paths.report, paths.figures, paths.trials_csv
 
@@ -58,11 +58,11 @@ def save(figures: Mapping[str, tuple[Drawing, str]], folder: Path) -> None:
         drawing.save(folder / f"{name}.png", "png")
 
 
-def trials_csv(results: Iterable[TrialResult]) -> str:
+def trials_csv(results: Iterable[TrialResult], holdouts: Mapping[int, Measurement]) -> str:
     """One line a trial, with a header; what was not measured is empty.
 
-    Every number of the Measurement under its own name, then ``check_<name>`` for its checks, and with several batch sizes
-    ``batch_<size>_<field>``. ``seconds`` is the sum over the stages of the trial.
+    Every number of the Measurement under its own name, then ``check_<name>`` for its checks, with several batch sizes
+    ``batch_<size>_<field>``, and ``holdout_<name>`` for what was confirmed there. ``seconds`` is the sum over the stages of the trial.
     """
     rows = [
         {
@@ -70,6 +70,7 @@ def trials_csv(results: Iterable[TrialResult]) -> str:
             **{name: getattr(result.measurement, name, None) for name in MEASURED},
             "gate_speedup": result.gate_speedup,
             **extras(result.measurement),
+            **{f"holdout_{name}": getattr(holdouts.get(result.number), name, None) for name in CONFIRMED},
             **{"seconds": round(sum(result.seconds.values()), 3), "digest": result.recipe.digest},
         }
         for result in results
@@ -80,7 +81,8 @@ def trials_csv(results: Iterable[TrialResult]) -> str:
 
 
 TOLD = ("number", "source", "outcome", *MEASURED, "gate_speedup")
-ENDS = ("seconds", "digest")
+CONFIRMED = ("speedup", "speedup_low", "speedup_high", "drop", "accuracy")
+ENDS = (*(f"holdout_{name}" for name in CONFIRMED), "seconds", "digest")
 
 
 def extras(point: Measurement | None) -> dict[str, float]:

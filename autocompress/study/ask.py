@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autocompress.config import Constraint
 from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import Measurement, TrialResult
 from autocompress.runs import RunPaths, is_running
@@ -15,11 +16,12 @@ UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 1
 
 
 class Wishes(NamedTuple):
-    """Bounds of a question, None where there is none: points of the metric, times, bytes of the weights file."""
+    """Bounds of a question, None where there is none: points of the metric, times, bytes of the weights file; the study's constraints."""
 
     max_drop: float | None = None
     min_speedup: float | None = None
     max_bytes: int | None = None
+    constraints: tuple[Constraint, ...] = ()
 
 
 def parse_size(text: str | int) -> int:
@@ -40,16 +42,17 @@ def ask(
     max_size: str | int | None = None,
     runs: str | Path = "runs",
 ) -> dict[str, Any]:
-    """What `autocompress ask --json` prints: see ``answer``.
+    """What `autocompress ask --json` prints: see ``answer``. The constraints that the study was asked to keep count as well.
 
     Raises InvalidStudy where no trial is measured, UserError for a wrong bound.
     """
     for option, bound in (("--max-drop", max_drop), ("--min-speedup", min_speedup)):
         if bound is not None and not math.isfinite(bound):
             raise UserError(f"{option}: must be a finite number, got {bound}; leave it out where there is no bound")
-    wishes = Wishes(max_drop, min_speedup, None if max_size is None else parse_size(max_size))
     paths = RunPaths(Path(runs), study)
+    max_bytes = None if max_size is None else parse_size(max_size)
     config, results = paths.read_config(), paths.results()
+    wishes = Wishes(max_drop, min_speedup, max_bytes, config.limits)
     if not measured(results):
         raise InvalidStudy(
             f"study {study!r} has no measured trial yet, so there is nothing to ask ({len(results)} finished). "
@@ -82,7 +85,7 @@ def answer(results: Sequence[TrialResult], holdouts: Mapping[int, Measurement], 
     result, point = min(measured(results), key=order)
     missed, holdout = misses(point, wishes), holdouts.get(result.number)
     return {
-        "asked": wishes._asdict(),
+        "asked": wishes._asdict() | {"constraints": [str(one) for one in wishes.constraints]},
         "fits": not missed,
         "trial": row(result, holdout, _bounds(wishes)),
         "misses": missed,
@@ -91,20 +94,23 @@ def answer(results: Sequence[TrialResult], holdouts: Mapping[int, Measurement], 
 
 
 def _bounds(wishes: Wishes) -> Bounds:
-    return Bounds(math.inf if wishes.max_drop is None else wishes.max_drop, wishes.min_speedup or 0.0)
+    return Bounds(math.inf if wishes.max_drop is None else wishes.max_drop, wishes.min_speedup or 0.0, wishes.constraints)
 
 
-def misses(point: Measurement, wishes: Wishes) -> dict[str, float]:
-    """By how much a measurement misses each wish, in the wish's own unit; empty where it keeps them all."""
-    gaps = {
+def misses(point: Measurement, wishes: Wishes) -> dict[str, float | None]:
+    """By how much a measurement misses each wish, in the wish's own unit; None: not measured. Empty where it keeps them all."""
+    gaps: dict[str, float | None] = {
         "max_drop": None if wishes.max_drop is None else point.drop - wishes.max_drop,
         "min_speedup": None if wishes.min_speedup is None else wishes.min_speedup - point.speedup,
         "max_bytes": None if wishes.max_bytes is None else point.size_bytes - wishes.max_bytes,
     }
-    return {name: gap for name, gap in gaps.items() if gap is not None and gap > 0}
+    missed = {name: gap for name, gap in gaps.items() if gap is not None and gap > 0}
+    own = [(one, one.value(point)) for one in wishes.constraints if one.excess(point) > 0]
+    return missed | {str(one): None if value is None else abs(value - one.limit) for one, value in own}
 
 
 def distance(point: Measurement, wishes: Wishes) -> float:
-    """The misses, each as a share of its wish (a drop of one point, where the wish is less), added."""
+    """The misses, each as a share of its wish (a drop of one point, where the wish is less), added; inf where one was not measured."""
     scale = {"max_drop": max(wishes.max_drop or 0, 1.0), "min_speedup": wishes.min_speedup or 1, "max_bytes": wishes.max_bytes or 1}
-    return sum(gap / scale[name] for name, gap in misses(point, wishes).items())
+    scale |= {str(one): abs(one.limit) or 1.0 for one in wishes.constraints}
+    return sum(math.inf if gap is None else gap / scale[name] for name, gap in misses(point, wishes).items())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.config import SearchConfig
+from autocompress.config import SearchConfig, parse_constraint
 from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import LayerInfo, Measurement, TrialResult
 from autocompress.runs import Layers, RunPaths, to_json, write_text
@@ -65,6 +65,15 @@ def test_where_none_fits_the_nearest_is_given_with_what_it_misses(make_trial: Ma
     assert found["misses"] == {"min_speedup": 1.0, "max_bytes": 50}
 
 
+def test_the_constraints_of_the_study_count_as_well(make_trial: MakeTrial) -> None:
+    small = Wishes(max_drop=2.0, constraints=(parse_constraint("size_bytes <= 200"),))
+    assert answer(trials(make_trial), {}, small)["trial"]["trial"] == 3
+    unmeasured = answer(trials(make_trial), {}, Wishes(constraints=(parse_constraint("p99_ms <= 2"),)))
+    assert (unmeasured["fits"], unmeasured["misses"]) == (False, {"p99_ms <= 2": None})
+    far = answer(trials(make_trial), {}, Wishes(constraints=(parse_constraint("size_bytes <= 40"),)))
+    assert (far["trial"]["trial"], far["misses"]) == (3, {"size_bytes <= 40": 60})
+
+
 def test_the_holdout_numbers_are_judged_by_the_same_wishes(
     make_trial: MakeTrial, make_measurement: Callable[..., Measurement]
 ) -> None:
@@ -89,7 +98,7 @@ def paths(tmp_path: Path, make_trial: MakeTrial, make_config: Callable[..., Sear
 def test_a_study_is_asked_by_name_and_the_recipe_is_told_in_words(paths: RunPaths) -> None:
     found = ask("study", max_drop=2.0, max_size="1KB", runs=paths.runs)
     assert (found["study"], found["running"], found["finished"], found["trial"]["trial"]) == ("study", False, 5, 1)
-    assert found["asked"] == {"max_drop": 2.0, "min_speedup": None, "max_bytes": 1000}
+    assert found["asked"] == {"max_drop": 2.0, "min_speedup": None, "max_bytes": 1000, "constraints": []}
     assert found["words"][0] == "no layer is changed"
 
 
