@@ -15,7 +15,7 @@ HOMES = {
     "autocompress.compare": ("compare",),
     "autocompress.config": ("SearchConfig", "Space"),
     "autocompress.errors": ("AutocompressError", "UserError"),
-    "autocompress.job": ("apply", "doctor", "explain", "export", "load", "resume", "search", "show", "verify"),
+    "autocompress.job": ("apply", "doctor", "explain", "export", "inspect", "load", "resume", "search", "show", "verify"),
     "autocompress.recipe": ("Distillation", "LayerPlan", "Recipe", "Recovery"),
     "autocompress.records": ("Measurement", "Target", "TrialResult"),
     "autocompress.study.ask": ("ask",),
