@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from autocompress.tasks.task import Batches, Task, accuracy, outputs_of, seeded
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "runs" / ".cache"
 WIDTHS, BLOCKS = (32, 64, 128), (1, 2, 1)  # channels and residual blocks at 14x14, 7x7 and 4x4
+DEEP, DEEP_EPOCHS = ((16, 32, 64), (9, 9, 9)), 2
 EPOCHS, BATCH, RATE, SEED = 8, 128, 0.1, 0
 TRAIN, SEARCH = 50_000, 10_000
 
@@ -95,16 +97,23 @@ def shifted(x: Tensor) -> Tensor:
 
 def fashion(cache: Path, progress: Progress) -> Task:
     """The task with its trained model; trains on the first call and keeps the weights in ``cache``."""
+    return replace(_task(FashionNet(), (WIDTHS, BLOCKS, EPOCHS), cache, progress), build_student=build_student)
+
+
+def deep() -> Task:
+    """`--task benchmarks.fashion:deep`: 55 convolutions, narrow (22 million multiply-adds); trained for two epochs only."""
+    return replace(_task(FashionNet(*DEEP), (*DEEP, DEEP_EPOCHS), CACHE, Progress(), DEEP_EPOCHS), name="fashion-deep")
+
+
+def _task(model: nn.Module, numbers: tuple[Any, ...], cache: Path, progress: Progress, epochs: int = EPOCHS) -> Task:
     train, search, holdout = splits()
-    model = FashionNet()
     parts: tuple[Any, ...] = (Residual, FashionNet, shifted, splits, train_baseline_)
-    numbers = (WIDTHS, BLOCKS, EPOCHS, BATCH, RATE, SEED, TRAIN, torch.__version__)
-    content = "".join(inspect.getsource(part) for part in parts) + repr(numbers)
+    content = "".join(inspect.getsource(part) for part in parts) + repr((*numbers, BATCH, RATE, SEED, TRAIN, torch.__version__))
     file = cache / f"fashion-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
     if file.exists():
         model.load_state_dict(load_file(file))
     else:
-        train_baseline_(model, Batches(*train, BATCH, shifted), progress)
+        train_baseline_(model, Batches(*train, BATCH, shifted), progress, epochs)
         write_atomically(file, lambda draft: draft.write_bytes(save(model.state_dict())))
     return Task(
         name="fashion",
@@ -113,13 +122,12 @@ def fashion(cache: Path, progress: Progress) -> Task:
         search=Batches(*search, SEARCH, shuffle=False),
         holdout=Batches(*holdout, len(holdout[1]), shuffle=False),
         calibration=Batches(*train, BATCH, shuffle=False),
-        build_student=build_student,
     )
 
 
-def train_baseline_(model: nn.Module, batches: Batches, progress: Progress) -> None:
+def train_baseline_(model: nn.Module, batches: Batches, progress: Progress, epochs: int) -> None:
     """SGD with momentum and a one-cycle learning rate; seeded. Weights are initialised here, and end contiguous."""
-    steps = EPOCHS * -(-len(batches.x) // batches.batch_size)
+    steps = epochs * -(-len(batches.x) // batches.batch_size)
     with seeded(SEED), progress.stage("training the Fashion-MNIST baseline", steps) as advance:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
@@ -128,7 +136,7 @@ def train_baseline_(model: nn.Module, batches: Batches, progress: Progress) -> N
         optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
         model.train()
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for x, y in batches:
                 loss = F.cross_entropy(model(x), y)
                 optimizer.zero_grad(set_to_none=True)
