@@ -278,6 +278,7 @@ def show(
 app.command()(questions.explain)
 app.command()(questions.ask)
 app.command()(questions.compare)
+app.command()(questions.survey)
 
 
 @app.command()

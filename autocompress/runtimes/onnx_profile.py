@@ -47,7 +47,7 @@ Kernel = tuple[str, str]  # its name in the optimized graph, its operator
 
 
 def kernel_durations(folder: Path, threads: int, inputs: Array, calls: int) -> dict[Kernel, float]:
-    """Microseconds a call of every kernel, in the order in which they run: the mean of the faster half, for others use the cores too."""
+    """Microseconds a call of every kernel, in the order in which they run: the mean of the faster third, for others use the cores too."""
     with tempfile.TemporaryDirectory() as scratch:
         options = session_options(threads)
         options.enable_profiling = True
@@ -64,7 +64,7 @@ def kernel_durations(folder: Path, threads: int, inputs: Array, calls: int) -> d
     found = {}
     for key, spent in series.items():
         a_call = np.array(spent).reshape(WARM_UP + calls, -1).sum(1)[WARM_UP:] if len(spent) % (WARM_UP + calls) == 0 else np.array(spent)
-        found[key] = float(np.sort(a_call)[: (len(a_call) + 1) // 2].mean())
+        found[key] = float(np.sort(a_call)[: (len(a_call) + 2) // 3].mean())
     return found
 
 
