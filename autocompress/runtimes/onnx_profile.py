@@ -78,11 +78,14 @@ class Origins:
         self.memory: dict[str, str | None] = {}
 
     def resolved(self, kernels: Iterable[Kernel]) -> dict[Kernel, str]:
-        """Kernel -> its layer, or ``REST``. Those that their name tells come first: a fused one may then only be a layer that is left."""
+        """Kernel -> its layer, or ``REST``. Those that their name tells come first: a fused one may then only be a layer that is left.
+
+        What rounds the input of a layer bears its name too, and is not the kernel that it is looked for.
+        """
         found: dict[Kernel, str] = {}
         for kernel in kernels:
             found[kernel] = self.by_path(kernel[0]) or REST
-        told = set(found.values())
+        told = {layer for (_, operator), layer in found.items() if HEAVY.search(operator)}
         for name, operator in found:
             if found[name, operator] == REST and HEAVY.search(operator):
                 found[name, operator] = self.by_graph(name, told) or REST

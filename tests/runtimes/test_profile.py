@@ -70,3 +70,13 @@ def test_a_user_s_child_called_model_is_found_too(tmp_path: Path) -> None:
     model = Net(lambda m, x: m.model(x), model=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))).eval()
     found = deployed("onnxruntime", model, tmp_path, 8).profile(inputs(1, 8).numpy(), ("model.0", "model.2"))
     assert {"model.0", "model.2"} <= set(found)
+
+
+def test_a_float_layer_between_integer_ones_is_its_own_kernel_and_not_what_rounds_for_it(tmp_path: Path) -> None:
+    """The kernel is called by the ReLU that it was fused with, and what turns its input into floats by the layer."""
+    model, x = residual(64), inputs(1, 1, 8, 8).numpy()
+    whole = deployed("onnxruntime", model, tmp_path / "float", 1, 8, 8).profile(x, RESIDUAL)
+    bits = {name: (7, 8) for name in RESIDUAL if name != "block4.conv1"}
+    mixed = deployed("onnxruntime", quantized(model, bits, inputs(32, 1, 8, 8)), tmp_path / "mixed", 1, 8, 8).profile(x, RESIDUAL)
+    assert mixed["block4.conv1"] > 0.3 * whole["block4.conv1"]
+    assert mixed[REST] < sum(mixed.values()) / 2
