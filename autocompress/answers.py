@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocompress.records import Attribution, Inspection, Measurement
+from autocompress.records import Attribution, Inspection, Measurement, Survey
 from autocompress.terminal import (
     PERCENT,
     UNKNOWN,
@@ -88,6 +88,28 @@ def rate(samples_per_s: float) -> str:
 
 def counted(amount: int, what: str) -> str:
     return f"{amount} {what}{'' if amount == 1 else 's'}"
+
+
+def present_survey(survey: Survey, rows: Sequence[Row], console: Terminal) -> None:
+    """A line a layer: its share of the time, and each choice with its harm and the milliseconds it would save."""
+    lines = []
+    for row in rows:
+        told = [_choice(one) for one in row["choices"]]
+        lines.append((row["name"], UNKNOWN if row["share"] is None else f"{100 * row['share']:.1f} %", "  ".join(told) or "no choice"))
+    console.print(table(("layer", "time", "harm (ms saved) of each choice alone"), lines, right=("time",)))
+    console.line(f"Harm: rise of the loss on {survey.samples} calibration samples, untrained. {survey.seconds:.1f} s in all.", "dim")
+    if survey.latency is not None:
+        about = f"nine in ten within {100 * survey.latency.error:.0f} %, by {survey.latency.probes} structures that were timed"
+        console.field("times", f"baseline {milliseconds(survey.latency.baseline_ms)}; predicted times: {about}")
+    for note in survey.notes:
+        console.field("note", note, "yellow")
+
+
+def _choice(one: Row) -> str:
+    value_ = f"{one['value']:g}" if isinstance(one["value"], int | float) else one["value"]
+    harm = "?" if one["harm"] is None else f"{one['harm']:+.2f}"
+    saved = f" ({one['saved_ms']:.3f})" if one["saved_ms"] is not None else ""
+    return f"{one['kind']} {value_}: {harm}{saved}"
 
 
 def present_answer(found: Row, runs: Path, console: Terminal) -> None:

@@ -279,6 +279,7 @@ app.command()(questions.explain)
 app.command()(questions.inspect)
 app.command()(questions.ask)
 app.command()(questions.compare)
+app.command()(questions.survey)
 
 
 @app.command()

@@ -321,6 +321,7 @@ class SearchConfig(Frozen):
     constraints: tuple[str, ...] = Field(default=(), description="as `parse_constraint` reads them")
     seed: int = Field(default=0, ge=0)
     storage: str | None = None
+    survey: bool = Field(default=True, description="measure, before any trial, what every choice would harm and save")
 
     @field_validator("constraints")
     @classmethod

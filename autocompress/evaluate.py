@@ -33,7 +33,7 @@ from autocompress.measure.quality import checks
 from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
-from autocompress.records import Baseline, BatchTiming, LayerInfo, Machine, Measurement, Outcome, Split, Target, TrialResult
+from autocompress.records import Baseline, BatchTiming, LayerInfo, Machine, Measurement, Outcome, Split, Survey, Target, TrialResult
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
@@ -67,6 +67,7 @@ class Bench:
     teachers: Mapping[str, nn.Module]
     outputs: Mapping[Split, Tensor]  # of the deployed baseline
     lectures: dict[object, "Lecture"] = field(default_factory=dict)
+    survey: Survey | None = None
 
     @property
     def example(self) -> Tensor:

@@ -32,8 +32,9 @@ from autocompress.measure.quality import checks
 from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, from_yaml
-from autocompress.records import CHECKS, LayerInfo, TrialResult
+from autocompress.records import CHECKS, LayerInfo, Survey, TrialResult
 from autocompress.report import write_report
+from autocompress.report.survey import save_survey
 from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_text
 from autocompress.runtimes import RUNTIMES, find_runtime
 from autocompress.saved import Study, list_studies, show
@@ -42,12 +43,13 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
+from autocompress.surveyed import survey_bench, survey_study
 from autocompress.tasks.task import Task, calibration, floor_drop, stream
 from autocompress.verify import verify
 
 __all__ = [
     "DryRun", "Study", "apply", "doctor", "dry_run", "explain", "export", "inspect", "list_studies", "load", "report", "resume", "search",
-    "show", "verify",
+    "show", "survey_of", "verify",
 ]  # fmt: skip
 
 # On more threads a model of a few hundred microseconds times the scheduler: one artifact came out as 3.5x and as 5.8x (runs/README.md).
@@ -182,6 +184,22 @@ def apply(
     return result
 
 
+def survey_of(
+    task: Task | str = "digits", *, runs: str | Path = "runs", out: str | Path | None = None, progress: Progress | None = None, **asked: Any
+) -> tuple[Survey, tuple[LayerInfo, ...]]:
+    """What every choice of a space would harm and save, and the layers; writes no study. ``out``: a folder for the figure."""
+    progress, settings = progress or Progress(), dict(asked)
+    config = _config(task, settings.pop("space", "default"), 1, "survey", settings)
+    scratch = RunPaths(Path(runs), free_name(Path(runs), "survey"))
+    ready = task_of(task, scratch.runs, progress)
+    with _temporary(scratch):
+        bench = bench_of(scratch, config, ready, progress)
+        found = survey_bench(config, bench, scratch.runs, progress)
+    if out is not None:
+        save_survey(found, bench.layers, Path(out))
+    return found, bench.layers
+
+
 def doctor() -> list[tuple[str, str, str]]:
     """What this machine can run: (what, ok | missing | note, detail or how to get it)."""
     machine = this_machine()
@@ -254,6 +272,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
     """Trials until the budget is used, the front on holdout, the report."""
     bench = bench_of(paths, config, task, progress)
     _check_constraints(config, bench)
+    survey_study(paths, config, bench, progress)
     paths.write_config(config)  # with the new budget of a resume, now that nothing can be refused any more
     finished = paths.results()
     with progress.stage("trials", config.budget.trials, done=len(finished)) as advance:
@@ -268,7 +287,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
             return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
-        stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
+        stopped = run_study(paths, config, bench.layers, one, survey=bench.survey, on_trial=tell, say=progress.say)
     if stopped == "exhausted":
         progress.say(
             f"the search ended after {len(finished)} finished trials: twenty proposals in a row were recipes that are finished already. "

@@ -5,7 +5,8 @@ says how far predictions are off on structures that the fit did not see.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from autocompress.recipe import LayerPlan, Recipe, Scheme, scheme_of
@@ -28,7 +29,7 @@ def predict_ms(latency: LatencyModel, recipe: Recipe, layers: Sequence[LayerInfo
         return None
     costs = {(cost.name, cost.scheme): cost.terms for cost in latency.costs}
     loads = loads_of(recipe, layers)
-    total, written = 0.0, 0.0
+    total, written = latency.change_ms * changes(loads.values()), 0.0
     for name, load in loads.items():
         terms = costs.get((name, load.scheme)) or costs.get((name, "none"), (0.0, 0.0, 0.0, 0.0))
         total += sum(term * amount for term, amount in zip(terms, load[1:], strict=True))
@@ -61,6 +62,11 @@ def loads_of(recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[str, Load]:
         scheme = scheme_of(plan.weight_bits, plan.activation_bits, recipe.quantization)
         loads[layer.name] = Load(scheme, kernels, inputs, outputs, macs)
     return loads
+
+
+def changes(loads: Iterable[Load]) -> int:
+    """How often static integers and floats meet between one layer and the next, where values are rounded or reordered."""
+    return sum((one.scheme == "static") != (other.scheme == "static") for one, other in pairwise(loads))
 
 
 def low_rank_macs(out: int, inner: int, kernel: tuple[int, int], stride: tuple[int, int], rank: int, method: str = "auto") -> int:

@@ -163,3 +163,41 @@ def compare(
         Terminal().out(dumped(found))
     else:
         present_comparison(found, Terminal())
+
+
+def survey(
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")] = "digits",
+    space: Annotated[str, typer.Option(metavar="FILE", help="Search space: a YAML file, or default, small, large.")] = "default",
+    runtime: Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")] = "auto",
+    batch_size: Annotated[str, typer.Option(metavar="N[,N]", help="Batch size at which it must be fast.")] = "1",
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for survey.png and survey.svg.")] = None,
+    as_json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show what every choice would harm and save.
+
+    For each layer its share of the time in the runtime, and for each choice of the space, made alone and without training, how much the
+    loss rises and how many milliseconds it saves. Takes seconds; times are kept in the runs folder and reused. A search does the same
+    before its first trial.
+
+    \b
+    Examples:
+      autocompress survey
+      autocompress survey --task mypackage.model:factory --space large --out figures
+    """
+    from autocompress import job
+    from autocompress.answers import present_survey
+    from autocompress.progress import Progress
+    from autocompress.report.survey import layer_rows
+    from autocompress.terminal import Terminal
+
+    asked = {"space": space, "runtime": runtime, "batch_size": batch_size, "threads": threads}
+    found, layers = job.survey_of(task, runs=runs, out=out, progress=Progress(), **asked)
+    rows = [
+        {"name": row.name, "share": row.share, "choices": [{**one.model_dump(), "saved_ms": saved} for one, saved in row.choices]}
+        for row in layer_rows(found, layers)
+    ]
+    present_survey(found, rows, Terminal(stderr=as_json))
+    if as_json:
+        Terminal().out(dumped({**found.model_dump(mode="json"), "layers": rows}))

@@ -139,12 +139,13 @@ class LayerCost(Frozen):
 class LatencyModel(Frozen):
     """What `latency_model` predicts a recipe's time from: costs of layers fitted to profiles, and what their sum leaves out.
 
-    ``correction`` times (1, sum of the layers in ms, sum over layers of kept share of outputs times their elements' share) is the
-    whole model's time. ``error``: the relative error of nine in ten probes that the fit did not see (leave-one-out).
+    ``correction`` times (1, sum of the layers and changes in ms, mean over layers of the kept share of outputs) is the whole model's
+    time. ``error``: the relative error of nine in ten probes that the fit did not see (leave-one-out).
     """
 
     costs: tuple[LayerCost, ...]
     correction: tuple[float, float, float]
+    change_ms: float = Field(default=0.0, ge=0, description="for every two neighbouring layers, one static integer and one not")
     baseline_ms: float
     error: float
     probes: int

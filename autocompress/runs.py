@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy, UserError, explain
 from autocompress.recipe import Frozen, to_yaml
-from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, TrialResult
+from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, Survey, TrialResult
 
 Record = TypeVar("Record", bound=Frozen)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -114,6 +114,10 @@ class RunPaths:
         return self.folder / "layers.json"
 
     @property
+    def survey(self) -> Path:
+        return self.folder / "survey.json"
+
+    @property
     def baseline(self) -> Path:
         return self.folder / "baseline.json"
 
@@ -197,6 +201,10 @@ class RunPaths:
 
     def read_layers(self) -> tuple[LayerInfo, ...]:
         return read_json(self.layers, Layers).layers
+
+    def read_survey(self) -> Survey | None:
+        """None where the study measured none."""
+        return read_json(self.survey, Survey) if self.survey.exists() else None
 
     def read_baseline(self) -> Baseline:
         return read_json(self.baseline, Baseline)

@@ -26,7 +26,7 @@ FLOORS = {
     "measure": 7,
     "survey": 8,
     **dict.fromkeys(("evaluate", "export", "compare"), 9),
-    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job"), 10),
+    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "surveyed", "job"), 10),
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
@@ -36,12 +36,13 @@ FLOORS = {
 # what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
 STAIRS = {
     ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
-    ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"),
-    *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "verify")),
+    ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"), ("surveyed", "bench"),
+    *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "surveyed", "verify")),
 }  # fmt: skip
 
 TORCH_ROOMS = {
-    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "job", "cli")
+    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "surveyed"),
+    *("job", "cli"),
 }
 OWNERS = {
     "optuna": {"study"},

@@ -66,3 +66,10 @@ def test_heads_narrow_the_projections_of_their_attention() -> None:
 
 def test_nothing_is_predicted_for_a_student() -> None:
     assert predict_ms(model(), Recipe(student=Student(width=0.5)), LAYERS) is None
+
+
+def test_where_integers_and_floats_meet_costs_too() -> None:
+    both = model().model_copy(update={"change_ms": 0.25})
+    plans = [LayerPlan(name=name, weight_bits=8, activation_bits=8) for name in "ab"]
+    assert predict_ms(both, Recipe(layers=tuple(plans)), LAYERS) == pytest.approx(0.0)
+    assert predict_ms(both, Recipe(layers=(plans[0],)), LAYERS) == pytest.approx(0.25)

@@ -21,6 +21,9 @@ LEAST = 8  # segments, whatever they cost: four values to draw from
 SEGMENT = 4  # pairs timed with one loading of both
 ABOUT_AS_FAST = 1.3
 SLOW_BLOCK_SECONDS = 0.1
+SAME = 0.03  # two glances that differ by less agree
+MOST_GLANCES = 6
+FAST = 0.1  # quantile of single calls that a glance takes for the time of a call
 CHEAP_LOADING_SECONDS = 0.1  # a slower artifact is loaded once only
 
 
@@ -112,6 +115,27 @@ def compare(
         calls=len(new.calls), interrupted=float(np.mean([call.is_interrupted for call in old.calls + new.calls])),
         faster=_faster(series), busy=busy,
     )  # fmt: skip
+
+
+def glance(baseline: Deployed, candidate: Deployed, inputs: Array, pairs: int = 6, device: str = "cpu") -> float:
+    """Latency of ``baseline`` / latency of ``candidate`` from a few pairs of blocks: good to some percent, and without an interval.
+
+    Of all calls of each the fast ones count (FAST), for what others do on the machine only ever adds to a call; and it looks again until
+    two looks agree. It is for fitting a model to many artifacts; what is reported or gated on is `compare`'s to time.
+    """
+    both = (baseline, candidate)
+    with turn(device):
+        calls, halves = _calls_a_block(both, inputs), []
+        for _ in range(MOST_GLANCES):
+            spent: tuple[list[float], list[float]] = ([], [])
+            for pair in range(pairs):
+                for index in (0, 1) if pair % 2 else (1, 0):  # neither is always the warmer one
+                    spent[index].extend(call.seconds for call in both[index].timed(inputs, 1 + calls[index])[1:])
+            old, new = (float(np.quantile(seconds, FAST)) for seconds in spent)
+            halves.append(old / new)
+            if any(abs(other / halves[-1] - 1) < SAME for other in halves[:-1]):
+                break
+    return float(np.median(halves))
 
 
 def _sample_(

@@ -6,7 +6,9 @@ What ships is weights.safetensors; the module is rebuilt from the recipe (see ``
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from autocompress.recipe import HALF_BITS, Scheme
 from autocompress.records import Machine
 from autocompress.runtimes.grids import KINDS
 from autocompress.runtimes.grids import layers as layers_of
-from autocompress.runtimes.runtime import Array, Call, Deployed, Kind, Support, impossible
+from autocompress.runtimes.runtime import REST, Array, Call, Deployed, Kind, Support, impossible
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
 
 BF16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
@@ -49,6 +51,28 @@ class EagerDeployed(Deployed):
     def timed(self, inputs: Array, calls: int) -> list[Call]:
         with threads(self.threads):
             return super().timed(inputs, calls)
+
+    def profile(self, inputs: Array, layers: Collection[str], calls: int = 30) -> dict[str, float]:
+        """See Deployed; by a clock before and after each layer's call. A layer that another one reads without calling it is in the rest."""
+        spent: dict[str, list[float]] = defaultdict(list)
+        started: dict[str, float] = {}
+        hooks = []
+        for name, module in self.model.named_modules():
+            if name in layers:
+                hooks.append(module.register_forward_pre_hook(lambda module, args, name=name: started.update({name: time.perf_counter()})))
+                hooks.append(
+                    module.register_forward_hook(
+                        lambda module, args, out, name=name: spent[name].append(time.perf_counter() - started[name])
+                    )
+                )
+        try:
+            whole = self.seconds(inputs, calls + 1)[1:]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        a_call = {name: len(times) / (calls + 1) for name, times in spent.items()}
+        found = {name: 1000 * a_call[name] * float(np.median(times)) for name, times in spent.items()}
+        return found | {REST: max(1000 * float(np.median(whole)) - sum(found.values()), 0.0)}
 
 
 class Eager:

@@ -1,5 +1,6 @@
 """A runtime for tests of the search only: outputs are real, *times are made up* from the number of weights. Never offered to users."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from autocompress.blocks import FakeQuantized
 from autocompress.recipe import Scheme
 from autocompress.records import Machine
 from autocompress.runtimes.eager import Eager, EagerDeployed
-from autocompress.runtimes.runtime import Array, Call, Kind, Support, impossible
+from autocompress.runtimes.runtime import REST, Array, Call, Kind, Support, impossible
 from autocompress.runtimes.weights import read_weights, write_weights
 
 
@@ -16,10 +17,22 @@ class FakeDeployed(EagerDeployed):
     """Runs the module; says 1 microsecond a thousand weights, a third of that for integer layers."""
 
     def timed(self, inputs: Array, calls: int) -> list[Call]:
+        return [Call(sum(self._costs().values()))] * calls
+
+    def profile(self, inputs: Array, layers: Collection[str], calls: int = 30) -> dict[str, float]:
+        """See Deployed; by the same arithmetic."""
+        found = dict.fromkeys((REST,), 0.0)
+        for name, seconds in self._costs().items():
+            owner = next((layer for layer in layers if name == layer or name.startswith(f"{layer}.")), REST)
+            found[owner] = found.get(owner, 0.0) + 1000 * seconds
+        return found
+
+    def _costs(self) -> dict[str, float]:
+        """Made-up seconds of every convolution and linear layer."""
         integer = {name for name, bits in self.model.bits.items() if min(bits) <= 8} if isinstance(self.model, FakeQuantized) else set()
         inner = self.model.model if isinstance(self.model, FakeQuantized) else self.model
         layers = ((name, module.weight.numel()) for name, module in inner.named_modules() if isinstance(module, nn.Conv2d | nn.Linear))
-        return [Call(1e-9 * sum(count / 3 if name in integer else count for name, count in layers))] * calls
+        return {name: 1e-9 * (count / 3 if name in integer else count) for name, count in layers}
 
 
 class Fake(Eager):

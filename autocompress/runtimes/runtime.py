@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from autocompress.runs import write_folder
 
 Array = NDArray[np.float32]
 Kind = Literal["conv2d", "linear", "lstm", "gru"]
+REST = "(rest)"  # in a profile: what belongs to no layer
 
 
 class Support(NamedTuple):
@@ -85,6 +87,13 @@ class Deployed:
     def seconds(self, inputs: Array, calls: int) -> list[float]:
         """Wall-clock seconds of each of ``calls`` calls one after the other."""
         return [call.seconds for call in self.timed(inputs, calls)]
+
+    def profile(self, inputs: Array, layers: Collection[str], calls: int = 30) -> dict[str, float]:
+        """Milliseconds a call of each of ``layers``, by its name in the given model, and of what belongs to none under ``REST``.
+
+        The factors of a low-rank layer and what rounds its inputs count to it. Empty where the runtime cannot tell.
+        """
+        return {}
 
 
 def _switches() -> int:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autocompress.config import Budget, SearchConfig
 from autocompress.errors import UserError
-from autocompress.records import LayerInfo, TrialResult
+from autocompress.records import LayerInfo, Survey, TrialResult
 from autocompress.runs import RunPaths
 from autocompress.study.points import values_of
 from autocompress.study.propose import DIRECTIONS, Memory, Proposal, Question, propose, question_of, quiet, verdict
@@ -35,12 +35,13 @@ STORAGE_ERRORS = (OptunaError, SQLAlchemyError, ImportError, OSError, RuntimeErr
 SQLITE_WAIT_SECONDS = 1.0  # for a lock that another program holds; Optuna itself tries five times
 
 
-def run(
+def run(  # noqa: PLR0913
     paths: RunPaths,
     config: SearchConfig,
     layers: Sequence[LayerInfo],
     evaluate: Evaluate,
     *,
+    survey: Survey | None = None,
     on_trial: Callable[[TrialResult], None] | None = None,
     say: Say = lambda line: None,
 ) -> Stopped:

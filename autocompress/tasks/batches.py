@@ -55,6 +55,14 @@ def restore_random_states(states: tuple[Any, Any, Tensor]) -> None:
     torch.set_rng_state(states[2])
 
 
+def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of two halves; stratified where the targets are class numbers (integers, one a sample)."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    if targets.dim() == 1 and not targets.is_floating_point():
+        order = order[torch.argsort(targets[order], stable=True)]
+    return order[0::2].sort().values, order[1::2].sort().values
+
+
 def gather(split: Iterable[TrainBatch], what: str) -> Batch:
     """A whole split as two tensors; a third one of a batch is left out. Raises InvalidTask where it is empty or yields something else."""
     with seeded(0):

@@ -26,6 +26,7 @@ from autocompress.tasks.batches import (
     TrainBatch,
     checked,
     gather,
+    halves,
     one_line,
     random_states,
     restore_random_states,
@@ -34,7 +35,7 @@ from autocompress.tasks.batches import (
 
 __all__ = [
     "CALIBRATION_SAMPLES", "Batch", "Batches", "Task", "TrainBatch", "accuracy", "calibration", "check", "checked", "digest", "evaluating",
-    "find_task", "floor_drop", "gather", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
+    "find_task", "floor_drop", "gather", "labelled", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 512
@@ -137,31 +138,28 @@ def with_holdout(task: Task, seed: int) -> Task:
     else:
         if len(x) < 2:
             raise InvalidTask(f"task: search: {len(x)} sample is too few to set a holdout aside from; give a holdout split")
-        first, second = _halves(y, seed)
+        first, second = halves(y, seed)
         x, y, holdout = x[first], y[first], (x[second], y[second])
         notes = (*task.notes, f"no holdout split given: {len(second)} of {len(first) + len(second)} search samples were set aside for it")
     size = len(x)
     return replace(task, search=Batches(x, y, size, shuffle=False), holdout=Batches(*holdout, len(holdout[0]), shuffle=False), notes=notes)
 
 
-def _halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of two halves; stratified where the targets are class numbers (integers, one a sample)."""
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
-    if targets.dim() == 1 and not targets.is_floating_point():
-        order = order[torch.argsort(targets[order], stable=True)]
-    return order[0::2].sort().values, order[1::2].sort().values
-
-
 def calibration(task: Task) -> Tensor:
     """Inputs (N, ...) for the ranges of activations: ``task.calibration``, or the first samples of ``train``."""
-    source = task.calibration if task.calibration is not None else task.train
-    parts: list[Tensor] = []
+    return labelled(task)[0]
+
+
+def labelled(task: Task) -> Batch:
+    """The calibration inputs with their targets, (N, ...) each."""
+    source, parts = task.calibration if task.calibration is not None else task.train, []
     with seeded(0):
         for batch in checked(source, "calibration" if task.calibration is not None else "train"):
-            parts.append(batch[0])
-            if sum(map(len, parts)) >= CALIBRATION_SAMPLES:
+            parts.append(batch)
+            if sum(len(part[0]) for part in parts) >= CALIBRATION_SAMPLES:
                 break
-    return torch.cat(parts)[:CALIBRATION_SAMPLES].cpu()
+    inputs, targets = (torch.cat([part[side] for part in parts])[:CALIBRATION_SAMPLES].cpu() for side in (0, 1))
+    return inputs, targets
 
 
 def stream(task: Task, steps: int, seed: int) -> Iterator[TrainBatch]:

@@ -43,6 +43,14 @@ def factorize(model: nn.Module, plans: Mapping[str, LayerPlan], inputs: Tensor |
     return result
 
 
+def factorization(model: nn.Module, plan: LayerPlan, inputs: Tensor | None = None) -> Factorization:
+    """The decomposed weight of a plan's layer, for any rank. Raises InfeasibleRecipe as `factorize` does."""
+    layer = _checked(model, plan.name, plan)
+    method = method_for(kernel_of(layer), plan.factorization)
+    moments = _moments(model, [plan.name] if method == "activation_svd" else [], inputs)
+    return _factorization(plan.name, layer, method, moments.get(plan.name))
+
+
 def refusal(layer: nn.Module, method: str = "auto") -> str:
     """Why a layer cannot be factorized by ``method`` at all, or an empty string."""
     if not isinstance(layer, nn.Linear | nn.Conv2d):

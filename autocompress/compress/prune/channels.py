@@ -114,7 +114,7 @@ def prune(
     for name, share in keep.items():
         if name in found.reasons and share < 1.0:
             raise InfeasibleRecipe(f"{name}: keep {share:g} is not possible: {found.reasons[name]}. Set keep to 1 or leave it out.")
-    counts = {group.name: _count(group, keep, widths) for group in found.groups}
+    counts = {group.name: channels_left(group, keep, widths) for group in found.groups}
     cut = [group for group in found.groups if counts[group.name] < group.width]
     if cut:
         _cut_(pruned, model, cut, counts, example, scoring)
@@ -153,7 +153,7 @@ def _cut_(
     for group in groups:
         whole = dependencies.touched(dependencies.group(layers[group.name], range(group.width)))
         scores = scorer(group.name, whole, group.width)
-        least[group.name] = _least(scores, counts[group.name], group.blocks)
+        least[group.name] = least_important(scores, counts[group.name], group.blocks)
     for name, channels in least.items():
         dependencies.cut_(dependencies.group(layers[name], channels))
     for parameter, original in zip(pruned.parameters(), model.parameters(), strict=True):
@@ -200,7 +200,7 @@ def _shared(model: nn.Module) -> set[int]:
     return {one for one, count in names.items() if count > 1}
 
 
-def _count(group: Group, keep: Mapping[str, float], widths: Mapping[str, int] | None) -> int:
+def channels_left(group: Group, keep: Mapping[str, float], widths: Mapping[str, int] | None = None) -> int:
     """How many channels of a group stay."""
     shares = {name: keep.get(name, 1.0) for name in group.members}
     if len(set(shares.values())) > 1:
@@ -211,7 +211,7 @@ def _count(group: Group, keep: Mapping[str, float], widths: Mapping[str, int] | 
     return min(group.width, group.blocks * in_block)
 
 
-def _least(scores: Tensor, kept: int, blocks: int) -> list[int]:
+def least_important(scores: Tensor, kept: int, blocks: int) -> list[int]:
     """Indices of the channels that go: the lowest scores (width,) of every block, of equal ones the first."""
     table = scores.view(blocks, -1)
     order = torch.argsort(table, dim=1, stable=True)[:, : table.shape[1] - kept // blocks]

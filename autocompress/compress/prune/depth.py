@@ -73,6 +73,17 @@ def drop_blocks(model: nn.Module, names: Iterable[str], example: Tensor) -> nn.M
     return work
 
 
+def skip_(model: nn.Module, work: nn.Module, name: str, example: Tensor) -> nn.Module:
+    """Leave one residual block out of ``work``, a copy of ``model``, in place -> the block. Raises InfeasibleRecipe where it cannot go."""
+    found = _blocks(model, example).get(name)
+    if found is None or found.reason:
+        raise InfeasibleRecipe(f"{name}: drop is not possible: {found.reason if found else 'it is no residual block'}. Leave it out.")
+    whole = work.get_submodule(name)
+    work.set_submodule(name, _skipped(whole, found))
+    leave_fused_path_(work)
+    return whole
+
+
 def _output(model: nn.Module, example: Tensor) -> object:
     with torch.no_grad():
         return model(example)

@@ -80,6 +80,14 @@ def open_(model: nn.Module, names: Iterable[str], plain: Mapping[str, SelfAttent
     leave_fused_path_(model)
 
 
+def opened(model: nn.Module, work: nn.Module, example: Tensor) -> tuple[dict[str, int], dict[str, str], dict[str, HeadCut]]:
+    """Open all closed attention of ``work``, a copy of ``model`` -> by attention module its heads, why none can go, and the cut."""
+    plans = _plans(model, example)
+    open_(work, [name for name, item in plans.attention.items() if not item.reason and item.heads > 1], plans.plain)
+    heads, reasons = ({name: getattr(item, field) for name, item in plans.attention.items()} for field in ("heads", "reason"))
+    return heads, reasons, plans.cuts
+
+
 @dataclass(frozen=True)
 class _Plans:
     """What is known of a model: its attention, how each is cut, and which are replaced by ``PlainSelfAttention`` for that."""

@@ -59,6 +59,11 @@ def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Ten
     return {name: part.view(values.shape) for (name, values), part in zip(scores.items(), parts, strict=True)}
 
 
+def mask_of(plan: LayerPlan, scores: Tensor) -> Tensor:
+    """Mask (bool, like ``scores``) of the weights that a plan leaves. Raises InfeasibleRecipe where its pattern does not fit."""
+    return _mask(plan.name, plan, scores, 1.0)
+
+
 def _mask(name: str, plan: LayerPlan, scores: Tensor, share: float) -> Tensor:
     if plan.pattern is None:
         return lowest(scores, plan.sparsity * share)
