@@ -38,7 +38,8 @@ from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_t
 from autocompress.runtimes import RUNTIMES, find_runtime
 from autocompress.saved import Study, list_studies, show
 from autocompress.study import pareto
-from autocompress.study.propose import Proposal, question_of
+from autocompress.study.propose import Proposal
+from autocompress.study.question import question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
@@ -271,7 +272,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
         stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)
     if stopped == "exhausted":
         progress.say(
-            f"the search ended after {len(finished)} finished trials: twenty proposals in a row were recipes that are finished already. "
+            f"the search ended after {len(finished)} finished trials: whatever it would propose is finished already. "
             "A wider space (--space large, or more choices in your own) has more to find."
         )
     _finish_nearest(paths, bench, finished, progress)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autocompress.bounds import constrainable, parse_constraint
 from autocompress.config import (
     BitChoices,
     Budget,
@@ -14,11 +15,9 @@ from autocompress.config import (
     SearchConfig,
     Shares,
     Space,
-    constrainable,
     load_space,
     parse_batch_sizes,
     parse_budget,
-    parse_constraint,
     search_config,
 )
 from autocompress.errors import InvalidSpace

@@ -33,11 +33,13 @@ class Dimension:
     """One thing that may vary: ``keep:<group>``, ``rank:<layer>``, ``weight_bits:<layer>``, ``learning_rate``, ``pruning.importance``, ...
 
     ``choices`` ascend where they are numbers, and a point in the space is an index into them. One choice: fixed, not sampled, still
-    part of the recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``).
+    part of the recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``); one that some layers
+    or groups share (``tie: block`` or ``class``) names them as ``members``.
     """
 
     name: str
     choices: Choices
+    members: tuple[str, ...] = ()
 
     @property
     def is_sampled(self) -> bool:
@@ -50,6 +52,11 @@ class Dimension:
     @property
     def kind(self) -> str:
         return self.name.partition(":")[0]
+
+    @property
+    def place(self) -> str:
+        """The layer, the group, or ``*``; empty for a setting of the whole model."""
+        return self.name.partition(":")[2]
 
     def nearest(self, value: float) -> int:
         """Index of the choice nearest to ``value``; the larger of two equally near."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.config import Budget, SearchConfig, parse_constraint
+from autocompress.bounds import parse_constraint
+from autocompress.config import Budget, SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import LayerPlan, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, Target, TrialResult
