@@ -318,6 +318,14 @@ class SearchConfig(Frozen):
         return tuple(map(parse_constraint, self.constraints))
 
 
+def parts_without(names: Sequence[str]) -> tuple[Part, ...]:
+    """The parts of the own search that stay. Raises InvalidSpace for a name that is none."""
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise InvalidSpace(f"--without: must be {', '.join(PARTS)}, got {unknown[0]!r}")
+    return tuple(part for part in PARTS if part not in names)
+
+
 def parse_budget(text: str | int) -> Budget:
     """``50`` -> 50 trials; ``"20m"``, ``"2h"``, ``"90s"`` -> wall clock. Raises InvalidSpace otherwise."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(text))

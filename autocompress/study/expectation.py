@@ -15,13 +15,15 @@ from autocompress.bounds import Constraint, value_of
 from autocompress.recipe import FLOAT_BITS
 from autocompress.records import TrialResult
 from autocompress.study.forecast import HARMFUL, Floats, Forecast, Points
-from autocompress.study.regression import Regression
+from autocompress.study.regression import MOST, Regression
 from autocompress.study.space import BITS, KEEP, RANK, SPARSITY
 
 WRECKED = 4.0  # bounds of the drop that a trial which diverged or died counts as
 FLOORS = {"speed": 0.05, "drop": 0.5, "other": 0.05}  # least spread of what is fitted: log speed, scaled drop, logarithm of the rest
 SAMPLE = 100  # points that show how much a feature varies in this space
 FEW = 3  # trials below which a spread of its own is not believed
+
+Seen = tuple[TrialResult, Points]  # a finished trial and its point
 
 
 class Expected(NamedTuple):
@@ -39,17 +41,19 @@ class Expected(NamedTuple):
 class Expectation:
     """Fitted to the finished trials of one question; pure: equal trials give equal expectations."""
 
-    def __init__(self, forecast: Forecast, results: Sequence[TrialResult], given: Points) -> None:
-        """``given``: the point that leaves the model as it is, as far as the space has one: speedup 1 and drop 0 there are known."""
+    def __init__(self, forecast: Forecast, told: Sequence[Seen], given: Points) -> None:
+        """``told``: finished trials of this space with their points, by number; the latest count.
+
+        ``given``: the point that leaves the model as it is, as far as the space has one: speedup 1 and drop 0 there are known.
+        """
         self.forecast, question = forecast, forecast.question
         sample = np.random.default_rng(0).integers(0, forecast.sizes, size=(SAMPLE, len(forecast.sizes)))
         self._scale = np.maximum(self.features(np.vstack([sample, given[None]])).std(0), 1e-2)
         self.unit = max(question.max_drop / 3, 1e-6)
-        told = [result for result in results if question.holds(result.params)]
-        speeds = [(result, speed) for result in told if (speed := _speed(result)) is not None and speed > 0]
-        drops = [(result, drop) for result in told if (drop := _drop(result, question.max_drop)) is not None]
+        speeds = [(point, speed) for result, point in told if (speed := _speed(result)) is not None and speed > 0]
+        drops = [(point, drop) for result, point in told if (drop := _drop(result, question.max_drop)) is not None]
         self._speed = self._fit(speeds, given, 0.0, "speed")
-        self._drop = self._fit([(result, float(scaled(drop, self.unit))) for result, drop in drops], given, 0.0, "drop")
+        self._drop = self._fit([(point, float(scaled(drop, self.unit))) for point, drop in drops], given, 0.0, "drop")
         self._limits = [(one, self._fit_limit(one, told)) for one in question.constraints]
         self.least = min([0.0, *(drop for _, drop in drops)])
 
@@ -95,21 +99,22 @@ class Expectation:
         """Each choice as its place on its ladder, 0..1."""
         return np.asarray(points / np.maximum(self.forecast.sizes - 1, 1))
 
-    def _fit(self, told: Sequence[tuple[TrialResult, float]], given: Points, value: float, what: str) -> Regression:
-        points = np.array([given, *(self.forecast.point(result.params) for result, _ in told)])
+    def _fit(self, told: Sequence[tuple[Points, float]], given: Points, value: float, what: str) -> Regression:
+        told = told[-MOST:]
+        points = np.array([given, *(point for point, _ in told)])
         y = np.array([value, *(one for _, one in told)])
         if what == "speed":
             y[1:] = np.log(y[1:]) - np.log(self.forecast.speedup(points[1:]))
         floor = FLOORS[what] if len(told) >= FEW else max(FLOORS[what], self.forecast.error if what == "speed" else 1.0)
         return Regression(self.features(points), self.singles(points), y, floor, self._scale)
 
-    def _fit_limit(self, limit: Constraint, told: Sequence[TrialResult]) -> Regression | None:
+    def _fit_limit(self, limit: Constraint, told: Sequence[Seen]) -> Regression | None:
         """Of the logarithm of a bounded quantity; None while too few were measured, and for what may be negative."""
-        values = [(result, value_of(limit.name, result.measurement)) for result in told if result.measurement is not None]
-        known = [(result, value) for result, value in values if value is not None and value > 0]
+        values = [(point, value_of(limit.name, result.measurement)) for result, point in told[-MOST:] if result.measurement is not None]
+        known = [(point, value) for point, value in values if value is not None and value > 0]
         if len(known) < FEW or len(known) < len(values) / 2 or limit.limit <= 0:
             return None
-        points = np.array([self.forecast.point(result.params) for result, _ in known])
+        points = np.array([point for point, _ in known])
         y = np.log([value for _, value in known])
         return Regression(self.features(points), self.singles(points), y, FLOORS["other"], self._scale)
 

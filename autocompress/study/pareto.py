@@ -177,6 +177,22 @@ def hypervolume(results: Iterable[TrialResult], max_drop: float) -> float:
     return area
 
 
+def sources(results: Sequence[TrialResult], max_drop: float, objectives: Sequence[str] = TWO) -> dict[str, dict[str, float]]:
+    """What each source of proposals earned: its trials, those measured, those on the front, the hypervolume lost without them all."""
+    whole, on_front = hypervolume(results, max_drop), {result.number for result in front(results, objectives)}
+    names = list(dict.fromkeys(result.source for result in results))
+    own = {name: [result for result in results if result.source == name] for name in names}
+    return {
+        name: {
+            "trials": len(own[name]),
+            "measured": len(measured(own[name])),
+            "front": sum(result.number in on_front for result in own[name]),
+            "lost_without": whole - hypervolume([result for result in results if result.source != name], max_drop),
+        }
+        for name in names
+    }
+
+
 def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
     """How many trials ended how, most frequent first."""
     ended = [result.outcome for result in results]
@@ -238,10 +254,12 @@ def summary(
         "min_speedup": config.min_speedup,
         "constraints": list(config.constraints),
         "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
-        "front": [row(result, holdouts.get(result.number), bounds) for result in front(results)],
+        "front": [row(result, holdouts.get(result.number), bounds) for result in front(results, config.space.objectives)],
         "best": judged(chosen),
         "nearest": judged(near),
+        "objectives": list(config.space.objectives),
         "hypervolume": hypervolume(results, config.max_drop),
+        "sources": sources(results, config.max_drop, config.space.objectives),
     }
 
 

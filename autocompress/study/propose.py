@@ -8,6 +8,7 @@ propose alone, with no anchors, over the same space.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -17,7 +18,7 @@ from autocompress.records import TrialResult
 from autocompress.study import pareto
 from autocompress.study.analytic import analytic_front
 from autocompress.study.evolution import anywhere, crossed, drifted, mutated, region_after
-from autocompress.study.expectation import Expectation
+from autocompress.study.expectation import Expectation, Seen
 from autocompress.study.forecast import Floats, Forecast, Points
 from autocompress.study.gain import expected_gain
 from autocompress.study.points import anchors
@@ -30,7 +31,7 @@ MAX_DUPLICATES = 20  # of a named sampler in a row: the search is exhausted
 OWN_ATTEMPTS = 10  # then at random, so that a sampler that has settled does not call a space exhausted that is not
 FIRST = 6  # finished trials before the pool: the analytic front and the anchors in turn, as far as there are so many
 MUTATED, DRIFTED, CROSSED, RANDOM = 80, 50, 50, 30  # of the pool
-TPE_CELLS = 6000  # told trials x dimensions up to which TPE takes 50 ms; beyond it joins only every fourth pool
+TPE_CELLS = 6000  # told trials x dimensions up to which TPE takes 50 ms; beyond it joins only every tenth pool
 WHOLE_SPACE = 400  # points: the pool of a space this small is all of it
 
 
@@ -55,7 +56,15 @@ class Memory:
     told: Told = field(default_factory=Told)
     forecast: Forecast | None = None
     first: list[tuple[str, Points]] = field(default_factory=list)
-    digests: dict[int, tuple[TrialResult, str]] = field(default_factory=dict)  # of what was realized, by trial number
+    seen: dict[int, "Finished"] = field(default_factory=dict)  # by trial number
+
+
+class Finished(NamedTuple):
+    """A finished trial, the digest of what was realized of it, and its point, None where it is not of this space."""
+
+    result: TrialResult
+    digest: str
+    point: Points | None
 
 
 Candidate = tuple[str, Points]  # where it came from, the point
@@ -63,32 +72,45 @@ Candidate = tuple[str, Points]  # where it came from, the point
 
 def propose(question: Question, memory: Memory, results: Sequence[TrialResult], number: int) -> Proposal | None:
     """The next recipe, never one that is finished already, whatever its unused settings. None when the search is exhausted."""
-    done = digests_of(memory, results)
     if question.sampler != "auto":
-        return from_sampler(question, memory, results, number, done)
+        return from_sampler(question, memory, results, number)
     forecast, first = prepared(question, memory)
+    finished = look_at(question, memory, results)
+    done = {one.digest for one in finished}
+    told = [(one.result, one.point) for one in finished if one.point is not None]
     rng = np.random.default_rng(seed_for(question.seed, number, 0))
-    tried = {tuple(result.params.values()) for result in results if list(result.params) == [dim.name for dim in forecast.dims]}
-    untried = [(source, point) for source, point in first if tuple(point.tolist()) not in tried]
+    tried = {point.tobytes() for _, point in told}
+    untried = [(source, point) for source, point in first if point.tobytes() not in tried]
     if len(results) < min(FIRST, len(first)):
         found = first_new(question, forecast, untried, done, number)
         if found is not None:
             return found
-    pool = [*untried, *pool_of(question, memory, results, number, rng)]
-    ranked, gains = rank(question, forecast, results, pool, number)
+    pool = [*untried, *pool_of(question, memory, told, rng)]
+    if wants_tpe(len(results) * len(forecast.dims), number):
+        study = remember(memory.told, question, results)
+        pool.append(("tpe", forecast.point(ask(study, question, number, 0, "tpe"))))
+    ranked, gains = rank(question, forecast, told, pool, number)
     return first_new(question, forecast, ranked, done, number, gains)
 
 
-def digests_of(memory: Memory, results: Sequence[TrialResult]) -> set[str]:
+def look_at(question: Question, memory: Memory, results: Sequence[TrialResult]) -> list[Finished]:
+    """The finished trials by number, each looked at once a study."""
     for result in results:
-        known = memory.digests.get(result.number)
-        if known is None or known[0] is not result:
-            memory.digests[result.number] = result, realized(result.recipe).digest
-    return {memory.digests[result.number][1] for result in results}
+        known = memory.seen.get(result.number)
+        if known is None or known.result is not result:
+            point = np.array([result.params[name] for name in question.sizes]) if question.holds(result.params) else None
+            memory.seen[result.number] = Finished(result, realized(result.recipe).digest, point)
+    return [memory.seen[number] for number in sorted(result.number for result in results)]
 
 
-def from_sampler(question: Question, memory: Memory, results: Sequence[TrialResult], number: int, done: set[str]) -> Proposal | None:
-    study = remember(memory.told, question, results)
+def wants_tpe(cells: int, number: int) -> bool:
+    return cells <= TPE_CELLS or number % 10 == 0
+
+
+def from_sampler(question: Question, memory: Memory, results: Sequence[TrialResult], number: int) -> Proposal | None:
+    done = {one.digest for one in look_at(question, memory, results)}
+    told = Told() if question.sampler.startswith("nsga") else memory.told  # NSGA's parents, once kept, come back in another order
+    study = remember(told, question, results)
     for attempt in range(MAX_DUPLICATES):
         name = question.sampler if attempt < OWN_ATTEMPTS else "random"
         params = ask(study, question, number, attempt, name)
@@ -126,49 +148,45 @@ def given_point(forecast: Forecast) -> Points:
     return np.array([int(np.argmin(harm)) if harm.any() else middle_index(dim.choices) for dim, harm in each], dtype=np.int64)
 
 
-def pool_of(question: Question, memory: Memory, results: Sequence[TrialResult], number: int, rng: Generator) -> list[Candidate]:
-    """Candidates by all sources; in a space of a few hundred points all of them."""
+def pool_of(question: Question, memory: Memory, told: Sequence[Seen], rng: Generator) -> list[Candidate]:
+    """Candidates by our own sources; in a space of a few hundred points all of them."""
     forecast, first = prepared(question, memory)
     if forecast.sizes.astype(float).prod() <= WHOLE_SPACE:
         points = np.stack(np.unravel_index(rng.permutation(int(forecast.sizes.prod())), tuple(forecast.sizes)), axis=1)
         return [("random", point) for point in points]
-    parents = parents_of(question, forecast, results) or [point for _, point in first] or [given_point(forecast)]
+    parents = parents_of(question, told) or [point for _, point in first] or [given_point(forecast)]
     others = [*parents, *(point for _, point in first)]
-    region = region_after(len(results), question.horizon)
+    region = region_after(len(told), question.horizon)
     pools = {
         "mutation": mutated(parents, forecast.sizes, region, MUTATED, rng),
         "drift": drifted(parents, forecast.sizes, forecast.harms, DRIFTED, rng),
         "crossover": crossed(others, CROSSED, rng),
         "random": anywhere(forecast.sizes, RANDOM, rng),
     }
-    found = [(source, point) for source, points in pools.items() for point in points]
-    if len(results) * len(forecast.dims) <= TPE_CELLS or number % 4 == 0:
-        study = remember(memory.told, question, results)
-        found.append(("tpe", forecast.point(ask(study, question, number, 0, "tpe"))))
-    return found
+    return [(source, point) for source, points in pools.items() for point in points]
 
 
-def parents_of(question: Question, forecast: Forecast, results: Sequence[TrialResult]) -> list[Points]:
+def parents_of(question: Question, told: Sequence[Seen]) -> list[Points]:
     """Points of the front within max_drop and the constraints; of the trial nearest to the bounds where there is none."""
-    told = [result for result in results if question.holds(result.params)]
-    inside = [one for one in pareto.within(told, question.constraints) if one.measurement and one.measurement.drop <= question.max_drop]
+    points, results = {result.number: point for result, point in told}, [result for result, _ in told]
+    inside = [one for one in pareto.within(results, question.constraints) if one.measurement and one.measurement.drop <= question.max_drop]
     found = pareto.front(inside, question.objectives)
     if not found:
-        near = pareto.nearest(told, pareto.Bounds(question.max_drop, question.min_speedup, question.constraints))
+        near = pareto.nearest(results, pareto.Bounds(question.max_drop, question.min_speedup, question.constraints))
         found = [near] if near is not None else []
-    return [forecast.point(one.params) for one in found]
+    return [points[one.number] for one in found]
 
 
 def rank(
-    question: Question, forecast: Forecast, results: Sequence[TrialResult], pool: Sequence[Candidate], number: int
+    question: Question, forecast: Forecast, told: Sequence[Seen], pool: Sequence[Candidate], number: int
 ) -> tuple[list[Candidate], Floats | None]:
     """Candidates from the one that is expected to add most; without the accuracy model a source's turn comes with the trial's number."""
     if "accuracy_model" not in question.parts or not pool:
         names = sorted({source for source, _ in pool})
         turn = {name: (place - number) % len(names) for place, name in enumerate(names)}
         return sorted(pool, key=lambda one: turn[one[0]]), None
-    expected = Expectation(forecast, results, given_point(forecast)).at(np.array([point for _, point in pool]))
-    front = pareto.points(pareto.within(results, question.constraints))
+    expected = Expectation(forecast, told, given_point(forecast)).at(np.array([point for _, point in pool]))
+    front = pareto.points(pareto.within([result for result, _ in told], question.constraints))
     gains = expected_gain(front, expected, question.max_drop, question.min_speedup)
     certain = np.exp(expected.log_speed) * 1e-9  # where nothing is expected of any, the faster one
     order = np.argsort(-(gains + certain), kind="stable")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.study import StudyDirection
@@ -39,18 +40,22 @@ class Question:
     def directions(self) -> tuple[StudyDirection, ...]:
         return tuple(StudyDirection[OBJECTIVES[name].upper()] for name in self.objectives)
 
-    @property
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """How many choices each sampled dimension has."""
+        return {dim.name: len(dim.choices) for dim in sampled(self.dimensions)}
+
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every dimension as an ordered index, so that a sampler knows which choices are neighbours."""
-        return {dim.name: IntDistribution(0, len(dim.choices) - 1) for dim in sampled(self.dimensions)}
+        return {name: IntDistribution(0, size - 1) for name, size in self.sizes.items()}
 
     def recipe_at(self, params: Params) -> Recipe:
         return recipe_of(params, self.dimensions, self.space, self.layers, self.seed)
 
     def holds(self, params: Params) -> bool:
         """Is it a point of this space?"""
-        dims = sampled(self.dimensions)
-        return params.keys() == {dim.name for dim in dims} and all(0 <= params[dim.name] < len(dim.choices) for dim in dims)
+        return params.keys() == self.sizes.keys() and all(0 <= params[name] < size for name, size in self.sizes.items())
 
 
 def question_of(
