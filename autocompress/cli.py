@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from autocompress import questions
+from autocompress import options, questions
 from autocompress.errors import Diverged, InfeasibleRecipe, UserError
 from autocompress.options import FOUND, INTERRUPTED, NOTHING_FOUND, RUNS, TERMINATED, WRONG_INPUT, Json, Runs, StudyName, dumped
 
@@ -192,6 +192,10 @@ def search(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the proposals and of recovery.")] = 0,
     runs: Runs = RUNS,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; SQLite in the study if not given.")] = None,
+    sampler: options.SamplerName = "auto",
+    stop_when_flat: options.StopWhenFlat = False,
+    warm_start: options.WarmStart = None,
+    without: options.Without = None,
     as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print layers, size of the space, estimated time.")] = False,
 ) -> None:
@@ -215,6 +219,7 @@ def search(
     asked: dict[str, Any] = {"space": space, "budget": budget, "study": study, "runs": runs, "storage": storage, "seed": seed}
     asked |= {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads}
     asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "constraints": constraint or None, "progress": progress}
+    asked |= {"sampler": sampler, "stop_when_flat": stop_when_flat, "warm_start": warm_start, "without": without or None}
     if dry_run:
         present_dry_run(job.dry_run(task, **asked), as_json)
     else:

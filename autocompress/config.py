@@ -1,14 +1,14 @@
 """SearchConfig: the search space from YAML plus the command line, as one frozen, stored thing. An unknown key is an error with its path."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from autocompress.bounds import OBJECTIVES, Constraint, contradiction, parse_constraint
 from autocompress.errors import InvalidSpace, explain
 from autocompress.recipe import (
     FLOAT_BITS,
@@ -25,7 +25,7 @@ from autocompress.recipe import (
     check_bits,
     refused_order,
 )
-from autocompress.records import CHECKS, Measurement, Target
+from autocompress.records import Target
 
 PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the spaces inside the package, a checkout has them beside it.
@@ -228,6 +228,17 @@ class Space(Frozen):
     distillation: DistillationSpace | None = DistillationSpace()
     recovery: RecoverySpace = RecoverySpace()
     order: tuple[tuple[Stage, ...], ...] = Field(default=(ORDER,), min_length=1)
+    objectives: tuple[str, ...] = Field(default=("speedup", "drop"), description="what a front is about: these two, and more if named")
+
+    @field_validator("objectives")
+    @classmethod
+    def _measurable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in OBJECTIVES]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no objective; known: {', '.join(OBJECTIVES)}")
+        if names[:2] != ("speedup", "drop") or len(set(names)) < len(names):
+            raise ValueError("objectives begin with speedup and drop, which every bound is about, and name each further quantity once")
+        return names
 
     @field_validator("factorization")
     @classmethod
@@ -263,52 +274,17 @@ class Budget(Frozen):
         return f"{(self.seconds or 0) / 60:g} minutes of wall clock"
 
 
-class Constraint(NamedTuple):
-    """A bound of the user's own on what is measured: a numeric field of Measurement, or one of its checks."""
-
-    name: str
-    sign: Literal["<=", ">="]
-    limit: float
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.sign} {self.limit:.15g}"
-
-    def value(self, point: Measurement) -> float | None:
-        """What was measured; None where it was not."""
-        found = point.checks.get(self.name) if self.name in CHECKS else getattr(point, self.name)
-        return None if found is None else float(found)
-
-    def excess(self, point: Measurement) -> float:
-        """By how much it is missed, as a share of the limit, of 1 where that is 0; at most 0 where it holds, inf where not measured."""
-        value = self.value(point)
-        if value is None:
-            return math.inf
-        return (value - self.limit) * (1 if self.sign == "<=" else -1) / (abs(self.limit) or 1.0)
-
-
-def constrainable() -> list[str]:
-    """Names that a constraint may have."""
-    fields = Measurement.model_fields.items()
-    numeric = [name for name, field in fields if field.annotation in (int, float, float | None) and not name.startswith("baseline_")]
-    return [*CHECKS, *numeric]
-
-
-def parse_constraint(text: str) -> Constraint:
-    """``worst_class_drop <= 5`` or ``p99_ms<=2``. Raises ValueError with the rule, and the names where that is what is wrong."""
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
-    try:
-        limit = float(found[3]) if found else math.nan
-    except ValueError:
-        limit = math.nan
-    if not found or not math.isfinite(limit):
-        raise ValueError("a constraint is NAME <= NUMBER or NAME >= NUMBER, like worst_class_drop <= 5")
-    if found[1] not in constrainable():
-        raise ValueError(f"nothing called {found[1]} is measured; known: {', '.join(constrainable())}")
-    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", limit)
+Sampler = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "qmc"]
+Part = Literal["survey", "analytic", "gate", "inherit", "accuracy_model"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class SearchConfig(Frozen):
-    """Everything that was asked of a search; stored as config.yaml, so that a study can be resumed."""
+    """Everything that was asked of a search; stored as config.yaml, so that a study can be resumed.
+
+    ``sampler``: auto is this program's own search; the others are Optuna's, alone, over the same space. ``parts`` of the own search may
+    be left out to see what each earns.
+    """
 
     study: str
     task: str
@@ -321,16 +297,33 @@ class SearchConfig(Frozen):
     constraints: tuple[str, ...] = Field(default=(), description="as `parse_constraint` reads them")
     seed: int = Field(default=0, ge=0)
     storage: str | None = None
-    survey: bool = Field(default=True, description="measure, before any trial, what every choice would harm and save")
+    sampler: Sampler = "auto"
+    parts: tuple[Part, ...] = PARTS
+    stop_when_flat: bool = False
+    warm_start: str | None = Field(default=None, description="another study of the same folder, whose front is tried early")
 
     @field_validator("constraints")
     @classmethod
     def _readable(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(parse_constraint(text)) for text in constraints))
 
+    @model_validator(mode="after")
+    def _bounds_can_hold(self) -> Self:
+        if found := contradiction((Constraint("drop", "<=", self.max_drop), Constraint("speedup", ">=", self.min_speedup), *self.limits)):
+            raise ValueError(f"constraints: {found}")
+        return self
+
     @property
     def limits(self) -> tuple[Constraint, ...]:
         return tuple(map(parse_constraint, self.constraints))
+
+
+def parts_without(names: Sequence[str]) -> tuple[Part, ...]:
+    """The parts of the own search that stay. Raises InvalidSpace for a name that is none."""
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise InvalidSpace(f"--without: must be {', '.join(PARTS)}, got {unknown[0]!r}")
+    return tuple(part for part in PARTS if part not in names)
 
 
 def parse_budget(text: str | int) -> Budget:

@@ -19,7 +19,7 @@ import torch
 from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
-from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, search_config
+from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, parts_without, search_config
 from autocompress.contest import time_contenders
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate
@@ -39,7 +39,8 @@ from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_t
 from autocompress.runtimes import RUNTIMES, find_runtime
 from autocompress.saved import Study, list_studies, show
 from autocompress.study import pareto
-from autocompress.study.propose import Proposal, question_of
+from autocompress.study.propose import Proposal
+from autocompress.study.question import question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
@@ -82,8 +83,8 @@ def search(
     """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
 
     ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
-    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL);
-    see SearchConfig, Target.
+    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL),
+    sampler, stop_when_flat, warm_start (another study), without (parts of the search to leave out); see SearchConfig, Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -225,6 +226,7 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
     settings = {name: value for name, value in settings.items() if value is not None}
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
+    settings |= {"parts": parts_without(settings.pop("without", ()))}
     return search_config(
         {
             "runtime": runtime,
@@ -283,14 +285,15 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             advance(1)
 
         def one(proposal: Proposal) -> TrialResult:
-            front = pareto.points(pareto.within(finished, config.limits))
+            is_plane = config.space.objectives == pareto.TWO  # slow and inaccurate may still be the smallest
+            front = pareto.points(pareto.within(finished, config.limits)) if is_plane else ()
             gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
             return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, survey=bench.survey, on_trial=tell, say=progress.say)
     if stopped == "exhausted":
         progress.say(
-            f"the search ended after {len(finished)} finished trials: twenty proposals in a row were recipes that are finished already. "
+            f"the search ended after {len(finished)} finished trials: whatever it would propose is finished already. "
             "A wider space (--space large, or more choices in your own) has more to find."
         )
     _finish_nearest(paths, bench, finished, progress)
@@ -333,7 +336,7 @@ def _confirm_front(paths: RunPaths, config: SearchConfig, bench: Bench, progress
     results, known = paths.results(), paths.holdouts()
     bounds = pareto.bounds_of(config)
     shown = pareto.best(results, bounds) or pareto.nearest(results, bounds)  # with constraints the best need not be on the front
-    chosen = {result.number: result for result in [*pareto.front(results), *([shown] if shown else [])]}
+    chosen = {result.number: result for result in [*pareto.front(results, config.space.objectives), *([shown] if shown else [])]}
     missing = [result for number, result in chosen.items() if number not in known]
     with progress.stage("confirming on holdout", len(missing)) as advance:
         for result in missing:

@@ -5,11 +5,11 @@ says how far predictions are off on structures that the fit did not see.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from autocompress.recipe import LayerPlan, Recipe, Scheme, scheme_of
+from autocompress.recipe import LayerPlan, Quantization, Recipe, Scheme, scheme_of
 from autocompress.records import LatencyModel, LayerInfo
 
 
@@ -23,19 +23,30 @@ class Load(NamedTuple):
     macs: float
 
 
+Costs = Mapping[tuple[str, Scheme], tuple[float, float, float, float]]
+
+
 def predict_ms(latency: LatencyModel, recipe: Recipe, layers: Sequence[LayerInfo]) -> float | None:
     """Milliseconds a batch; None for a student, whose layers are not those that were profiled."""
     if recipe.student is not None:
         return None
-    costs = {(cost.name, cost.scheme): cost.terms for cost in latency.costs}
+    costs = terms_of(latency)
     loads = loads_of(recipe, layers)
-    total, written = latency.change_ms * changes(loads.values()), 0.0
-    for name, load in loads.items():
-        terms = costs.get((name, load.scheme)) or costs.get((name, "none"), (0.0, 0.0, 0.0, 0.0))
-        total += sum(term * amount for term, amount in zip(terms, load[1:], strict=True))
-        written += load.outputs
+    total = latency.change_ms * changes(loads.values()) + sum(layer_ms(costs, name, load) for name, load in loads.items())
+    written = sum(load.outputs for load in loads.values())
     first, scale, rest = latency.correction
     return first + scale * total + rest * written / max(len(loads), 1)
+
+
+def terms_of(latency: LatencyModel) -> Costs:
+    """What each layer costs under each scheme, by (name, scheme)."""
+    return {(cost.name, cost.scheme): cost.terms for cost in latency.costs}
+
+
+def layer_ms(costs: Costs, name: str, load: Load) -> float:
+    """One layer's share of the sum; under a scheme that was not fitted, what it costs in float."""
+    terms = costs.get((name, load.scheme)) or costs.get((name, "none"), (0.0, 0.0, 0.0, 0.0))
+    return sum(term * amount for term, amount in zip(terms, load[1:], strict=True))
 
 
 def loads_of(recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[str, Load]:
@@ -56,12 +67,16 @@ def loads_of(recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[str, Load]:
         inputs = shares.get(layer.in_group, 1.0) if layer.in_group is not None else 1.0
         outputs = plan.keep
         if owner is not None:  # heads narrow what the projections in write and what the one out reads
-            is_last = layer.name == _last_of(layer, layers)
+            is_last = layer.name == last_of(layer, layers)
             inputs, outputs = (owner, outputs) if is_last else (inputs, owner)
-        kernels, macs = _work(layer, plan, inputs, outputs)
-        scheme = scheme_of(plan.weight_bits, plan.activation_bits, recipe.quantization)
-        loads[layer.name] = Load(scheme, kernels, inputs, outputs, macs)
+        loads[layer.name] = load_of(layer, plan, recipe.quantization, inputs, outputs)
     return loads
+
+
+def load_of(layer: LayerInfo, plan: LayerPlan, settings: Quantization, inputs: float, outputs: float) -> Load:
+    """One layer's load, once the kept shares of its inputs and outputs are known."""
+    kernels, macs = _work(layer, plan, inputs, outputs)
+    return Load(scheme_of(plan.weight_bits, plan.activation_bits, settings), kernels, inputs, outputs, macs)
 
 
 def changes(loads: Iterable[Load]) -> int:
@@ -97,7 +112,7 @@ def _work(layer: LayerInfo, plan: LayerPlan, inputs: float, outputs: float) -> t
     return pieces, spent / (layer.out_channels * layer.in_channels * math.prod(layer.kernel))
 
 
-def _last_of(layer: LayerInfo, layers: Sequence[LayerInfo]) -> str:
+def last_of(layer: LayerInfo, layers: Sequence[LayerInfo]) -> str:
     """The last projection of the attention that a layer belongs to: the one that reads its heads."""
     owner = next(other.name for other in layers if other.kind == "attention" and layer.name.startswith(f"{other.name}."))
     return [other.name for other in layers if other.kind != "attention" and other.name.startswith(f"{owner}.")][-1]

@@ -12,6 +12,12 @@ RUNS = Path("runs")
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study: a folder under --runs.")]
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+SamplerName = Annotated[
+    str, typer.Option(metavar="NAME", help="auto: the own search; tpe, nsga2, nsga3, gp, random, qmc: that sampler of Optuna alone.")
+]
+StopWhenFlat = Annotated[bool, typer.Option("--stop-when-flat", help="End early once the front stands still and nothing is expected.")]
+WarmStart = Annotated[str | None, typer.Option(metavar="STUDY", help="Try the front of another study of --runs early.")]
+Without = Annotated[list[str] | None, typer.Option(metavar="PART", hidden=True, help="Leave a part of the own search out.")]
 
 
 def dumped(content: object) -> str:

@@ -9,7 +9,7 @@ from autocompress.measure.samples import no_classes
 from autocompress.progress import Progress
 from autocompress.records import Survey
 from autocompress.runs import RunPaths, to_json, write_text
-from autocompress.study.propose import question_of
+from autocompress.study.question import question_of
 from autocompress.study.soundings import alone, structures
 from autocompress.survey import Judge, Site, measured
 from autocompress.tasks.task import labelled, outputs_of
@@ -38,8 +38,9 @@ def survey_bench(config: SearchConfig, bench: Bench, runs: Path, progress: Progr
 
 
 def survey_study(paths: RunPaths, config: SearchConfig, bench: Bench, progress: Progress) -> None:
-    """Put the survey of a study on its bench: that on disk, or one that is measured now, once a study; none with ``survey: false``."""
-    bench.survey = paths.read_survey() if config.survey else None
-    if config.survey and bench.survey is None and not paths.results():
+    """Put the survey of a study on its bench: that on disk, or one that is measured now, once a study; none without that part."""
+    wanted = "survey" in config.parts
+    bench.survey = paths.read_survey() if wanted else None
+    if wanted and bench.survey is None and not paths.results():
         bench.survey = survey_bench(config, bench, paths.runs, progress)
         write_text(paths.survey, to_json(bench.survey))

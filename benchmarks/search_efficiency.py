@@ -115,7 +115,7 @@ def plain(run: Run, folder: Path) -> list[dict[str, Any]]:
     from autocompress.evaluate import Gate, evaluate, prepare
     from autocompress.progress import Progress
     from autocompress.records import Target
-    from autocompress.study.propose import question_of, recipe_at
+    from autocompress.study.question import question_of
     from autocompress.study.space import sampled
 
     started, quiet = time.time(), Progress(quiet=True)
@@ -138,7 +138,7 @@ def plain(run: Run, folder: Path) -> list[dict[str, Any]]:
     for number in range(run.budget):
         trial = study.ask()
         params = {dim.name: trial.suggest_int(dim.name, 0, len(dim.choices) - 1) for dim in sampled(question.dimensions)}
-        result = evaluate(recipe_at(question, params), bench, Gate(), folder / str(number))
+        result = evaluate(question.recipe_at(params), bench, Gate(), folder / str(number))
         point = result.measurement
         if point is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)

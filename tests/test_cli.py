@@ -27,7 +27,8 @@ COMMANDS = (
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
-    "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run",
+    "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run "
+    "sampler stop-when-flat warm-start",
     "resume": "budget runs",
     "show": "json csv runs",
     "explain": "trial json runs",
@@ -204,6 +205,10 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
         "seed": 0,
         "runs": Path("runs"),
         "storage": None,
+        "sampler": "auto",
+        "stop_when_flat": False,
+        "warm_start": None,
+        "without": None,
     }
 
 
@@ -211,7 +216,8 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
     what = "search --task p.m:f --space s.yaml --budget 20m --study n --max-drop 1 --min-speedup 4 --seed 7"
     where = "--runtime eager --device cpu --batch-size 4 --threads 2 --runs elsewhere --storage sqlite:///x.db"
     bounds = ("--constraint", "worst_class_drop <= 5", "--constraint", "size_bytes<=200000")
-    call(*f"{what} {where}".split(), *bounds)
+    own = "--sampler nsga2 --stop-when-flat --warm-start other --without survey --without gate"
+    call(*f"{what} {where} {own}".split(), *bounds)
     job.asked.pop("progress")
     assert job.asked == {
         "task": "p.m:f",
@@ -228,6 +234,10 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
         "seed": 7,
         "runs": Path("elsewhere"),
         "storage": "sqlite:///x.db",
+        "sampler": "nsga2",
+        "stop_when_flat": True,
+        "warm_start": "other",
+        "without": ["survey", "gate"],
     }
 
 

@@ -7,18 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autocompress.bounds import OBJECTIVES, constrainable, parse_constraint
 from autocompress.config import (
+    PARTS,
     BitChoices,
     Budget,
     Rule,
     SearchConfig,
     Shares,
     Space,
-    constrainable,
     load_space,
     parse_budget,
-    parse_constraint,
     parse_counts,
+    parts_without,
     search_config,
 )
 from autocompress.errors import InvalidSpace
@@ -148,6 +149,54 @@ def test_a_constraint_that_does_not_read_names_the_rule_and_itself(text: str, ru
     assert rule in str(refused.value)
     assert text in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_soft_constraint_says_so_and_a_hard_one_is_the_rule() -> None:
+    assert configured(constraints=["size_bytes<=1000  soft", "p99_ms <= 2 hard"]).constraints == ("size_bytes <= 1000 soft", "p99_ms <= 2")
+    assert parse_constraint("size_bytes <= 1000 soft").soft
+
+
+@pytest.mark.parametrize(
+    ("constraints", "told"),
+    [
+        (["size_bytes <= 1000", "size_bytes >= 2000"], "size_bytes >= 2000 and size_bytes <= 1000 contradict each other"),
+        (["speedup <= 1.5"], "speedup >= 2 and speedup <= 1.5 contradict"),
+        (["drop >= 5"], "drop >= 5 and drop <= 3 contradict"),
+    ],
+)
+def test_bounds_that_contradict_each_other_are_refused(constraints: list[str], told: str) -> None:
+    with pytest.raises(InvalidSpace) as refused:
+        configured(constraints=constraints)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert configured(constraints=[f"{one} soft" for one in constraints]).limits
+    assert configured(constraints=["speedup <= 3", "size_bytes >= 1000", "size_bytes <= 1000"]).limits
+
+
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        (("speedup",), "objectives begin with speedup and drop"),
+        (("drop", "speedup"), "objectives begin with speedup and drop"),
+        (("speedup", "drop", "drop"), "name each further quantity once"),
+        (("speedup", "drop", "beauty"), "beauty is no objective; known: speedup, drop, size_bytes"),
+    ],
+)
+def test_objectives_begin_with_speedup_and_drop_and_are_measured(names: tuple[str, ...], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        Space(objectives=names)
+    assert Space(objectives=("speedup", "drop", "size_bytes", "worst_class_drop")).objectives[2] == "size_bytes"
+
+
+def test_every_objective_can_be_measured() -> None:
+    assert set(OBJECTIVES) <= {*Measurement.model_fields, *CHECKS}
+
+
+def test_parts_that_are_left_out_are_named_by_what_is_known() -> None:
+    assert parts_without(["survey"]) == ("analytic", "gate", "inherit", "accuracy_model")
+    assert parts_without([]) == PARTS
+    with pytest.raises(InvalidSpace, match="--without: must be survey, analytic, gate, inherit, accuracy_model, got 'luck'"):
+        parts_without(["luck"])
 
 
 def configured(**changes: object) -> SearchConfig:

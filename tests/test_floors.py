@@ -19,7 +19,7 @@ FLOORS = {
     "errors": 0,
     "recipe": 1,
     "records": 2,
-    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions", "latency_model"), 3),
+    **dict.fromkeys(("bounds", "config", "runs", "terminal", "answers", "progress", "options", "decisions", "latency_model"), 3),
     **dict.fromkeys(("study", "report", "blocks", "artifact"), 4),
     "tasks": 5,
     **dict.fromkeys(("compress", "runtimes"), 6),
@@ -30,13 +30,14 @@ FLOORS = {
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
-# config lies under the two that store and tell what was asked. Named pairs: no other two rooms of a floor may see each other.
+# config lies under the two that store and tell what was asked, and bounds under it. Named pairs: no other two
+# rooms of a floor may see each other.
 # terminal is how progress, answers and cli speak; questions are commands of cli; report shows what study makes of the trials (recipes in
 # words, hypervolume, dimensions), so that there is one definition of each. Beside job: saved is the half of it that only reads, bench
 # what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
 STAIRS = {
-    ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
-    ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"), ("surveyed", "bench"),
+    ("config", "bounds"), ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"),
+    ("cli", "questions"), ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"), ("surveyed", "bench"),
     *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "surveyed", "verify")),
 }  # fmt: skip
 

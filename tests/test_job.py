@@ -31,7 +31,7 @@ SPACE = Space(
 )
 KEYS = (
     "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup constraints baseline front best nearest "
-    "hypervolume"
+    "objectives hypervolume sources"
 )
 ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"
 HELD = "speedup speedup_low speedup_high drop"  # and what failed

@@ -17,7 +17,8 @@ from autocompress.config import (
 from autocompress.recipe import Assistant, Distillation, LayerPlan, Pruning, Quantization, Recipe, Recovery, Student
 from autocompress.records import LayerInfo, Target, TrialResult
 from autocompress.study.points import anchors, recipe_of
-from autocompress.study.propose import Memory, Proposal, propose, question_of
+from autocompress.study.propose import Memory, Proposal, propose
+from autocompress.study.question import question_of
 from autocompress.study.space import dimensions, sampled, space_size
 
 NAMES = sorted(file.stem for file in SPACES.glob("*.yaml"))

@@ -15,6 +15,7 @@ from autocompress.report.facts import OUTCOMES, UNKNOWN, Facts, bounds, interval
 from autocompress.report.layers import recipe_section
 from autocompress.report.quality import samples_section
 from autocompress.report.reasons import reasons_section
+from autocompress.report.sources import sources_section
 from autocompress.report.tables import bar, note, notice, section, table
 from autocompress.runs import RunPaths
 
@@ -145,7 +146,8 @@ def page(facts: Facts, paths: RunPaths, figures: Mapping[str, tuple[Drawing, str
     body = (
         *(top, charts("pareto", "layers"), comparison(facts), front_table(facts), recipe_section(facts)),
         *(charts("classes", "attribution"), samples_section(facts), reasons_section(facts)),
-        *(charts("history", "hypervolume", "sensitivity"), outcomes(facts), loading(facts, paths), surroundings(facts)),
+        *(charts("history", "hypervolume", "sensitivity"), sources_section(facts), outcomes(facts)),
+        *(loading(facts, paths), surroundings(facts)),
     )
     tip = '<div id="tip" role="status" hidden></div>'
     data = f'<script type="application/json" id="texts">{as_data(list(texts))}</script><script>{script}</script>'

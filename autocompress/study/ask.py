@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autocompress.config import Constraint
+from autocompress.bounds import Constraint
 from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import Measurement, TrialResult
 from autocompress.runs import RunPaths, is_running

@@ -1,16 +1,19 @@
 """What the finished trials amount to: front, best, nearest, knee, and the summary that `show --json` prints. Pure functions."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from autocompress.config import Constraint, SearchConfig
+from autocompress.bounds import OBJECTIVES, Constraint, value_of
+from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import FLOAT_BITS, ORDER, LayerPlan, Pruning, Quantization, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
 
 SHORT_RUN = 2  # neighbours with equal words up to which each has a line of its own
 UNMEASURED = "not measured"
+TWO = ("speedup", "drop")  # what a front is about unless the space names more
 NAMED_PICKS = ("best", "fastest", "smallest", "knee")
 
 
@@ -22,10 +25,11 @@ class Bounds(NamedTuple):
     constraints: tuple[Constraint, ...] = ()
 
     def hold(self, point: Measurement) -> bool:
-        return not self.failed(point)
+        """Does it keep all that is hard? A soft constraint excludes nothing."""
+        return not self._replace(constraints=hard(self.constraints)).failed(point)
 
     def failed(self, point: Measurement) -> list[str]:
-        """What does not hold, a line each with what was measured: ``worst_class_drop <= 5 (7.5)``."""
+        """What does not hold, soft ones included, a line each with what was measured: ``worst_class_drop <= 5 (7.5)``."""
         own = (Constraint("drop", "<=", self.max_drop), Constraint("speedup", ">=", self.min_speedup))
         missed = [(one, one.value(point)) for one in (*own, *self.constraints) if one.excess(point) > 0]
         return [f"{one} ({UNMEASURED if value is None else f'{value:.4g}'})" for one, value in missed]
@@ -39,14 +43,22 @@ class Bounds(NamedTuple):
         under = max(0.0, self.min_speedup - point.speedup) / self.min_speedup
         return over + under + sum(max(0.0, one.excess(point)) for one in self.constraints)
 
+    def penalised(self, point: Measurement) -> float:
+        """The speedup, less by the shares that soft constraints are missed by: 10x that misses one by 25 % counts as 8x."""
+        return point.speedup / (1 + sum(max(0.0, one.excess(point)) for one in self.constraints if one.soft))
+
+
+def hard(constraints: Iterable[Constraint]) -> tuple[Constraint, ...]:
+    return tuple(one for one in constraints if not one.soft)
+
 
 def bounds_of(config: SearchConfig) -> Bounds:
     return Bounds(config.max_drop, config.min_speedup, config.limits)
 
 
 def within(results: Iterable[TrialResult], constraints: Sequence[Constraint]) -> list[TrialResult]:
-    """Measured trials that keep all constraints, whatever their drop and speed."""
-    return [result for result, point in measured(results) if all(one.excess(point) <= 0 for one in constraints)]
+    """Measured trials that keep all hard constraints, whatever their drop and speed."""
+    return [result for result, point in measured(results) if all(one.excess(point) <= 0 for one in hard(constraints))]
 
 
 def measured(results: Iterable[TrialResult]) -> list[tuple[TrialResult, Measurement]]:
@@ -58,18 +70,25 @@ def _fastest_first(pair: tuple[TrialResult, Measurement]) -> tuple[float, float,
     return -point.speedup, point.drop, point.size_bytes, result.number
 
 
-def front(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Measured trials that no other beats on both speedup and drop, fastest first.
+def front(results: Iterable[TrialResult], objectives: Sequence[str] = TWO) -> list[TrialResult]:
+    """Measured trials that no other beats on all objectives, fastest first.
 
-    Of trials with equal speedup and drop, the one with the smaller artifact stays, then the one with the lower number.
+    Of trials that are equal in all of them, the one with the smaller artifact stays, then the one with the lower number.
     """
-    ordered = sorted(measured(results), key=_fastest_first)
-    found, lowest = [], float("inf")
-    for result, measurement in ordered:
-        if measurement.drop < lowest:
+    found: list[TrialResult] = []
+    kept: list[tuple[float, ...]] = []
+    for result, point in sorted(measured(results), key=_fastest_first):
+        own = losses(point, objectives)
+        if not any(all(other <= one for other, one in zip(best, own, strict=True)) for best in kept):
             found.append(result)
-            lowest = measurement.drop
+            kept = [*kept, own] if len(objectives) > len(TWO) else [own]  # with two, the slowest so far has the lowest drop
     return found
+
+
+def losses(point: Measurement, objectives: Sequence[str]) -> tuple[float, ...]:
+    """The objectives turned so that less is better; what was not measured is worst."""
+    values = [(value_of(name, point), -1 if OBJECTIVES[name] == "maximize" else 1) for name in objectives]
+    return tuple(math.inf if value is None else sign * value for value, sign in values)
 
 
 def points(results: Iterable[TrialResult]) -> tuple[tuple[float, float], ...]:
@@ -78,9 +97,9 @@ def points(results: Iterable[TrialResult]) -> tuple[tuple[float, float], ...]:
 
 
 def best(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
-    """The fastest measured trial within all bounds on the search split."""
+    """The fastest measured trial within all hard bounds on the search split, where a soft one that is missed counts as speed lost."""
     inside = [pair for pair in measured(results) if bounds.hold(pair[1])]
-    return next((result for result, _ in sorted(inside, key=_fastest_first)), None)
+    return min(inside, key=lambda pair: (-bounds.penalised(pair[1]), *_fastest_first(pair)), default=(None, None))[0]
 
 
 def nearest(results: Iterable[TrialResult], bounds: Bounds) -> TrialResult | None:
@@ -158,6 +177,22 @@ def hypervolume(results: Iterable[TrialResult], max_drop: float) -> float:
     return area
 
 
+def sources(results: Sequence[TrialResult], max_drop: float, objectives: Sequence[str] = TWO) -> dict[str, dict[str, float]]:
+    """What each source of proposals earned: its trials, those measured, those on the front, the hypervolume lost without them all."""
+    whole, on_front = hypervolume(results, max_drop), {result.number for result in front(results, objectives)}
+    names = list(dict.fromkeys(result.source for result in results))
+    own = {name: [result for result in results if result.source == name] for name in names}
+    return {
+        name: {
+            "trials": len(own[name]),
+            "measured": len(measured(own[name])),
+            "front": sum(result.number in on_front for result in own[name]),
+            "lost_without": whole - hypervolume([result for result in results if result.source != name], max_drop),
+        }
+        for name in names
+    }
+
+
 def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
     """How many trials ended how, most frequent first."""
     ended = [result.outcome for result in results]
@@ -219,10 +254,12 @@ def summary(
         "min_speedup": config.min_speedup,
         "constraints": list(config.constraints),
         "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
-        "front": [row(result, holdouts.get(result.number), bounds) for result in front(results)],
+        "front": [row(result, holdouts.get(result.number), bounds) for result in front(results, config.space.objectives)],
         "best": judged(chosen),
         "nearest": judged(near),
+        "objectives": list(config.space.objectives),
         "hypervolume": hypervolume(results, config.max_drop),
+        "sources": sources(results, config.max_drop, config.space.objectives),
     }
 
 

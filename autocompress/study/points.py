@@ -48,8 +48,12 @@ Values = Mapping[str, Any]
 
 
 def values_of(params: Params, dims: Iterable[Dimension]) -> dict[str, Any]:
-    """The chosen value of every dimension; ``params`` holds an index for each that is sampled."""
-    return {dim.name: dim.choices[params[dim.name] if dim.is_sampled else 0] for dim in dims}
+    """The chosen value of every dimension, and of every layer that is tied to it; ``params`` holds an index for each that is sampled."""
+    found = {}
+    for dim in dims:
+        found[dim.name] = dim.choices[params[dim.name] if dim.is_sampled else 0]
+        found |= {f"{dim.kind}:{member}": found[dim.name] for member in dim.members}
+    return found
 
 
 def recipe_of(params: Params, dims: Iterable[Dimension], space: Space, layers: Sequence[LayerInfo], seed: int) -> Recipe:
@@ -80,7 +84,7 @@ def _plan(layer: LayerInfo, values: Values, shares: Mapping[str, float], setting
     if not is_weighted(layer) and layer.kind not in ("lstm", "gru"):
         return LayerPlan(name=layer.name, keep=keep, drop=bool(_look_up(values, DROP, layer.name, 0)))
     kept_in = round(layer.in_channels * (shares.get(layer.in_group, DENSE) if layer.in_group is not None else DENSE))
-    bits, activation = _bits(layer, values, settings)
+    bits, activation = bits_of(layer, values, settings)
     zeros = _look_up(values, SPARSITY, layer.name, 0.0)
     share, method = _look_up(values, RANK, layer.name, DENSE), method_of(layer, values["factorization"])
     rank = rank_of(layer, share, round(layer.out_channels * keep), kept_in, method) if is_weighted(layer) else None
@@ -98,7 +102,7 @@ def _plan(layer: LayerInfo, values: Values, shares: Mapping[str, float], setting
     )
 
 
-def _bits(layer: LayerInfo, values: Values, settings: Quantization) -> tuple[int, int]:
+def bits_of(layer: LayerInfo, values: Values, settings: Quantization) -> tuple[int, int]:
     """Bits of weights and inputs; float where the target does not run the layer under the chosen scheme."""
     bits = int(_look_up(values, BITS, layer.name, FLOAT_BITS))
     if bits in (FLOAT_BITS, HALF_BITS):
@@ -145,7 +149,7 @@ def _student(space: Space, values: Values, layers: Sequence[LayerInfo]) -> Stude
     if space.student is None or width == GIVEN:
         return None
     depth = values.get("student.depth", middle(space.student.depth))
-    chosen = [_bits(layer, values, Quantization()) for layer in layers if is_weighted(layer)]
+    chosen = [bits_of(layer, values, Quantization()) for layer in layers if is_weighted(layer)]
     weight_bits, activation_bits = min(chosen, default=(FLOAT_BITS, FLOAT_BITS))
     return Student(width=width, depth=depth, weight_bits=weight_bits, activation_bits=activation_bits)
 
@@ -155,13 +159,13 @@ def _look_up(values: Values, kind: str, name: str, otherwise: float) -> Any:
 
 
 def anchors(dims: Sequence[Dimension]) -> list[dict[str, int]]:
-    """Uniform points to start from, mild to hard: keep near 0.5, near 0.25, smallest, each in float and with the fewest bits.
+    """Uniform points to start from, mild to hard: keep near 0.5, near 0.25, smallest, each with the fewest bits and in float.
 
     Ranks and heads stay full, blocks and weights stay, the other ladders stand in the middle; the point that changes nothing is left out.
     """
     points: list[dict[str, int]] = []
     for keep in (0.5, 0.25, 0.0):
-        for bits in (FLOAT_BITS, 0):
+        for bits in (0, FLOAT_BITS):
             targets = {KEEP: keep, HEADS: DENSE, DROP: 0, RANK: DENSE, ENERGY: DENSE, BITS: bits, ACTIVATION: 8, "student.width": GIVEN}
             first = {SPARSITY, "pruning.global_sparsity"}  # 0 comes first
             point = {

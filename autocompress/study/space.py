@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from autocompress.config import Settings, Space, Tie
@@ -33,11 +34,13 @@ class Dimension:
     """One thing that may vary: ``keep:<group>``, ``rank:<layer>``, ``weight_bits:<layer>``, ``learning_rate``, ``pruning.importance``, ...
 
     ``choices`` ascend where they are numbers, and a point in the space is an index into them. One choice: fixed, not sampled, still
-    part of the recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``).
+    part of the recipe. ``<kind>:*`` is the common one of all layers that have none of their own (``tie: model``); one that some layers
+    or groups share (``tie: block`` or ``class``) names them as ``members``.
     """
 
     name: str
     choices: Choices
+    members: tuple[str, ...] = ()
 
     @property
     def is_sampled(self) -> bool:
@@ -50,6 +53,11 @@ class Dimension:
     @property
     def kind(self) -> str:
         return self.name.partition(":")[0]
+
+    @property
+    def place(self) -> str:
+        """The layer, the group, or ``*``; empty for a setting of the whole model."""
+        return self.name.partition(":")[2]
 
     def nearest(self, value: float) -> int:
         """Index of the choice nearest to ``value``; the larger of two equally near."""
@@ -108,16 +116,32 @@ def groups_of(layers: Sequence[LayerInfo]) -> dict[str, list[LayerInfo]]:
 
 def valid_shares(members: Sequence[LayerInfo]) -> tuple[Fraction, ...]:
     """Shares that leave every member a whole multiple of its ``channel_multiple``, ascending; all channels always fit."""
-    narrow = min(members, key=lambda layer: layer.out_channels // layer.channel_multiple)
-    steps = range(narrow.channel_multiple, narrow.out_channels, narrow.channel_multiple)
-    shares = (Fraction(kept, narrow.out_channels) for kept in steps)
-    fitting = (share for share in shares if all((share * layer.out_channels) % layer.channel_multiple == 0 for layer in members))
-    return (*fitting, Fraction(1))
+    return _valid_shares(_widths(members))
 
 
 def snap(share: float, members: Sequence[LayerInfo]) -> float:
     """The valid share nearest to the one asked for; the milder of two equally near."""
-    return float(min(valid_shares(members), key=lambda valid: (abs(valid - Fraction(share)), -valid)))
+    return _snap(share, _widths(members))
+
+
+Widths = frozenset[tuple[int, int]]  # (channels, multiple) of the members of a group; many groups of a model have the same
+
+
+def _widths(members: Sequence[LayerInfo]) -> Widths:
+    return frozenset((layer.out_channels, layer.channel_multiple) for layer in members)
+
+
+@lru_cache(maxsize=4096)
+def _valid_shares(widths: Widths) -> tuple[Fraction, ...]:
+    channels, multiple = min(widths, key=lambda width: (width[0] // width[1], width))
+    shares = (Fraction(kept, channels) for kept in range(multiple, channels, multiple))
+    fitting = (share for share in shares if all((share * width) % step == 0 for width, step in widths))
+    return (*fitting, Fraction(1))
+
+
+@lru_cache(maxsize=65536)
+def _snap(share: float, widths: Widths) -> float:
+    return float(min(_valid_shares(widths), key=lambda valid: (abs(valid - Fraction(share)), -valid)))
 
 
 def share_kind(members: Sequence[LayerInfo]) -> str:

@@ -23,14 +23,19 @@ from autocompress.config import Budget, SearchConfig
 from autocompress.errors import UserError
 from autocompress.records import LayerInfo, Survey, TrialResult
 from autocompress.runs import RunPaths
+from autocompress.study.outlook import check_reachable, is_flat, outlook
 from autocompress.study.points import values_of
-from autocompress.study.propose import DIRECTIONS, Memory, Proposal, Question, propose, question_of, quiet, verdict
+from autocompress.study.propose import Memory, Proposal, propose
+from autocompress.study.question import Question, question_of
+from autocompress.study.samplers import check_sampler, quiet, verdict
 from autocompress.study.space import Dimension, sampled
+from autocompress.study.transfer import start_from
 
-Stopped = Literal["budget", "time", "exhausted"]
+Stopped = Literal["budget", "time", "exhausted", "flat"]
 Evaluate = Callable[[Proposal], TrialResult]
 Say = Callable[[str], None]
 
+TELL_EVERY = 5  # trials: what the front holds, and what the next trial is expected to add
 STORAGE_ERRORS = (OptunaError, SQLAlchemyError, ImportError, OSError, RuntimeError)  # RuntimeError: schema of another Optuna
 SQLITE_WAIT_SECONDS = 1.0  # for a lock that another program holds; Optuna itself tries five times
 
@@ -45,21 +50,30 @@ def run(  # noqa: PLR0913
     on_trial: Callable[[TrialResult], None] | None = None,
     say: Say = lambda line: None,
 ) -> Stopped:
-    """Go on with a study until its budget is used or the search is exhausted, and say which.
+    """Go on with a study until its budget is used, the search is exhausted or (if asked) its front is flat, and say which.
 
     Finished trials of earlier calls count in a budget of trials; a budget of time is the wall clock of this call, looked at
     before every trial. What ``evaluate`` raises goes through untouched: every earlier trial is on disk by then.
-    Raises InvalidSpace where the space does not fit the layers, UserError where the user's ``--storage`` cannot be used.
+    Raises InvalidSpace where the space does not fit the layers or cannot hold the bounds by the survey, InvalidStudy where the study to
+    start from is of an unrelated model, UserError where the user's ``--storage`` or ``--sampler`` cannot be used.
     """
     started = time.monotonic()
-    question = question_of(config, layers)
+    check_sampler(config.sampler)
+    start = start_from(RunPaths(paths.runs, config.warm_start), config, layers) if config.warm_start is not None else ()
+    question = question_of(config, layers, survey, start)
     memory, results = Memory(), paths.results()
+    if not results:
+        check_reachable(question)
     with contextlib.closing(Mirror(paths, config, question, say)) as mirror:
         mirror.start(results)
         while (reason := used_up(config.budget, len(results), time.monotonic() - started)) is None:
             proposal = propose(question, memory, results, next_number(results))
             if proposal is None:
                 return "exhausted"
+            if len(results) % TELL_EVERY == 0 and (line := outlook(question, results, proposal)):
+                say(line)
+            if config.stop_when_flat and is_flat(question, results, proposal):
+                return "flat"
             result = run_trial(paths, proposal, evaluate)
             results = sorted([*results, result], key=lambda one: one.number)
             mirror.catch_up(results)
@@ -147,7 +161,7 @@ class Mirror:
     def _open(self, results: Sequence[TrialResult]) -> optuna.Study:
         """Open or create the study; one of ours that holds other trials than the run folder is made anew, a user's is refused."""
         self._storage = open_storage(self._url)
-        study = open_study(self._storage, self._name)
+        study = open_study(self._storage, self._name, self._question)
         known = {(result.number, result.recipe.digest) for result in results}
         held = {(trial.user_attrs.get("number"), trial.user_attrs.get("digest")) for trial in study.get_trials(deepcopy=False)}
         if not held <= known:
@@ -158,7 +172,7 @@ class Mirror:
                     "this one. Choose another --study or --storage."
                 )
             optuna.delete_study(study_name=self._name, storage=self._storage)
-            study, held = open_study(self._storage, self._name), set()
+            study, held = open_study(self._storage, self._name, self._question), set()
         self._study, self._numbers = study, {number for number, _ in held if number is not None}
         return study
 
@@ -169,11 +183,11 @@ def open_storage(url: str) -> RDBStorage:
     return RDBStorage(url, engine_kwargs=options)
 
 
-def open_study(storage: RDBStorage, name: str) -> optuna.Study:
+def open_study(storage: RDBStorage, name: str, question: Question) -> optuna.Study:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # set_metric_names: the dashboard's axes are nameless without it
-        study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
-        study.set_metric_names(["speedup", "drop"])
+        study = optuna.create_study(storage=storage, study_name=name, directions=question.directions, load_if_exists=True)
+        study.set_metric_names(list(question.objectives))
     return study
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.config import Budget, SearchConfig, parse_constraint
+from autocompress.bounds import parse_constraint
+from autocompress.config import Budget, SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import LayerPlan, Recipe, Recovery
 from autocompress.records import Baseline, LayerInfo, Measurement, Target, TrialResult
@@ -25,6 +26,7 @@ from autocompress.study.pareto import (
     nearest,
     pick,
     row,
+    sources,
     summary,
     within,
 )
@@ -218,7 +220,8 @@ def test_the_summary_keeps_its_contract(
     told = summary(make_config(), baseline, results, {0: make_measurement(3.9, 1.2)}, state="finished", stopped="budget")
     assert list(told) == [
         "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "target",
-        "max_drop", "min_speedup", "constraints", "baseline", "front", "best", "nearest", "hypervolume",
+        "max_drop", "min_speedup", "constraints", "baseline", "front", "best", "nearest",
+        "objectives", "hypervolume", "sources",
     ]  # fmt: skip
     assert (told["finished"], told["budget"], told["budget_seconds"], told["stopped"]) == (4, 12, None, "budget")
     assert told["outcomes"] == {"measured": 2, "diverged": 1, "gated": 1}
@@ -302,3 +305,38 @@ def test_a_run_of_equal_layers_is_one_line_in_words(make_layer: Callable[..., La
 def test_a_recipe_that_changes_nothing_says_so(make_layer: Callable[..., LayerInfo]) -> None:
     lines = describe(Recipe(distillation=None), [make_layer("a")])
     assert lines == ["no layer is changed", "recovery: 200 steps, 50 quantized, learning rate 0.001", "no distillation"]
+
+
+def test_a_soft_constraint_excludes_nobody_and_costs_the_share_it_is_missed_by(make_trial: MakeTrial) -> None:
+    soft = WIDE._replace(constraints=(parse_constraint("size_bytes <= 1000 soft"),))
+    large, small = make_trial(0, 9.0, 1.0, 1500), make_trial(1, 7.0, 1.0, 900)
+    assert soft.hold(point_of(large))
+    assert soft.penalised(point_of(large)) == pytest.approx(6.0)
+    assert soft.failed(point_of(large)) == ["size_bytes <= 1000 soft (1500)"]
+    chosen = best([large, small], soft)
+    assert chosen is not None
+    assert chosen.number == 1
+    assert numbers(within([large, small], soft.constraints)) == [0, 1]
+    alone = best([large], soft)
+    assert alone is not None
+
+
+def test_a_front_of_three_objectives_keeps_what_only_the_third_speaks_for(make_trial: MakeTrial) -> None:
+    results = [make_trial(0, 9.0, 1.0, 3000), make_trial(1, 5.0, 2.0, 1000), make_trial(2, 5.0, 2.5, 1000), make_trial(3, 4.0, 0.5, 4000)]
+    assert numbers(front(results)) == [0, 3]
+    assert numbers(front(results, ("speedup", "drop", "size_bytes"))) == [0, 1, 3]
+    unmeasured = front([held(results[0], worst_class_drop=2.0), results[1]], ("speedup", "drop", "worst_class_drop"))
+    assert numbers(unmeasured) == [0]
+
+
+def test_a_source_earned_what_would_be_lost_without_it(make_trial: MakeTrial) -> None:
+    results = [
+        make_trial(0, 4.0, 1.0, source="anchor"),
+        make_trial(1, 6.0, 2.0, source="mutation"),
+        make_trial(2, 3.0, 1.5, source="anchor"),
+        make_trial(3, source="tpe"),
+    ]
+    found = sources(results, 3.0)
+    assert found["anchor"] == {"trials": 2, "measured": 2, "front": 1, "lost_without": pytest.approx(3.0)}
+    assert found["mutation"] == {"trials": 1, "measured": 1, "front": 1, "lost_without": pytest.approx(2.0)}
+    assert found["tpe"] == {"trials": 1, "measured": 0, "front": 0, "lost_without": 0.0}

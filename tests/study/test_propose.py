@@ -9,7 +9,9 @@ from optuna.trial import TrialState
 import autocompress.study.propose as room
 from autocompress.config import BitChoices, RecoverySpace, SearchConfig, Shares, Space
 from autocompress.records import LayerInfo, TrialResult
-from autocompress.study.propose import Memory, Proposal, Question, propose, question_of, remember, told, verdict
+from autocompress.study.propose import Memory, Proposal, propose
+from autocompress.study.question import Question, question_of
+from autocompress.study.samplers import Told, as_trial, remember, verdict
 
 Evaluate = Callable[[Proposal], TrialResult]
 MakeConfig = Callable[..., SearchConfig]
@@ -40,11 +42,11 @@ def test_proposals_are_the_same_whether_memory_is_kept_or_rebuilt_before_every_o
 ) -> None:
     kept, rebuilt = sequence(question, evaluate, 24), sequence(question, evaluate, 24, forgetful=True)
     assert [(one.params, one.source) for one in kept] == [(one.params, one.source) for one in rebuilt]
-    assert sum(one.source == "tpe" for one in kept) >= 14
+    assert len({one.source for one in kept}) >= 4
 
 
 def test_another_seed_gives_other_proposals(make_config: MakeConfig, chain: tuple[LayerInfo, ...], evaluate: Evaluate) -> None:
-    one, other = (sequence(question_of(make_config(seed=seed), chain), evaluate, 12) for seed in (0, 1))
+    one, other = (sequence(question_of(make_config(seed=seed), chain), evaluate, 24) for seed in (0, 1))
     assert [result.params for result in one] != [result.params for result in other]
 
 
@@ -65,16 +67,16 @@ def test_a_proposal_depends_on_what_was_measured(question: Question, evaluate: E
 def test_a_result_that_belongs_before_a_told_one_makes_the_memory_anew(question: Question, evaluate: Evaluate) -> None:
     results = sequence(question, evaluate, 20)
     memory = Memory()
-    remember(memory, question, results[:3] + results[4:])
+    remember(memory.told, question, results[:3] + results[4:])
     late, fresh = propose(question, memory, results, 20), propose(question, Memory(), results, 20)
     assert late == fresh
-    assert memory.told == list(range(20))
+    assert memory.told.numbers == list(range(20))
 
 
-def test_anchors_come_first_and_say_so(question: Question, evaluate: Evaluate) -> None:
-    results = sequence(question, evaluate, 6)
-    assert [result.source for result in results] == ["anchor"] * 4 + ["tpe"] * 2
-    assert [plan.keep for plan in results[0].recipe.layers] == [0.5, 0.5, 0.5, 1.0]
+def test_the_analytic_front_and_the_anchors_come_first_in_turn_and_say_so(question: Question, evaluate: Evaluate) -> None:
+    results = sequence(question, evaluate, 4)
+    assert [result.source for result in results] == ["analytic", "anchor"] * 2
+    assert [plan.keep for plan in results[1].recipe.layers] == [0.5, 0.5, 0.5, 1.0]
 
 
 def test_no_recipe_is_proposed_twice_and_a_small_space_ends_exhausted(
@@ -100,13 +102,14 @@ def test_two_points_with_one_recipe_are_one_proposal(
 
 
 def test_twenty_duplicates_in_a_row_end_the_search_and_not_nineteen(
-    monkeypatch: pytest.MonkeyPatch, question: Question, evaluate: Evaluate
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, chain: tuple[LayerInfo, ...], evaluate: Evaluate
 ) -> None:
+    question = question_of(make_config(sampler="tpe"), chain)
     results = sequence(question, evaluate, 5)
     fresh = propose(question, Memory(), results, 5)
     assert fresh is not None
     answers = [results[0].params] * 19 + [fresh.params]
-    monkeypatch.setattr(room, "ask", lambda study, question, number, attempt: answers[attempt])
+    monkeypatch.setattr(room, "ask", lambda study, question, number, attempt, name: answers[attempt])
     again = propose(question, Memory(), results, 5)
     assert again is not None
     assert again.params == fresh.params
@@ -142,7 +145,7 @@ def test_constraints_of_the_user_are_told_as_shares_of_their_limits(
         assert list(verdict(question, other)[2]) == names
     proposal = propose(question, Memory(), [], 0)
     assert proposal is not None
-    study = remember(Memory(), question, [make_trial(0, 4.0, 1.0, 1000, params=proposal.params)])
+    study = remember(Told(), question, [make_trial(0, 4.0, 1.0, 1000, params=proposal.params)])
     assert list(study.get_trials()[0].constraints) == names
 
 
@@ -157,7 +160,7 @@ def test_trials_that_give_no_number_still_push_the_sampler_away(
     proposals = [propose(question, Memory(), [], 0)]
     assert proposals[0] is not None
     died = make_trial(0, outcome="died", params=proposals[0].params, recipe=proposals[0].recipe)
-    study = remember(Memory(), question, [died])
+    study = remember(Told(), question, [died])
     assert [one.state for one in study.get_trials()] == [TrialState.PRUNED]
     assert max(study.get_trials()[0].constraints.values()) > 0
 
@@ -168,9 +171,9 @@ def test_results_from_another_space_are_not_told_but_count_as_done(
     first = propose(question, Memory(), [], 0)
     assert first is not None
     foreign = make_trial(0, 3.0, params={"keep:elsewhere": 0}, recipe=first.recipe)
-    assert told(question, foreign) is None
+    assert as_trial(question, foreign) is None
     too_high = dict.fromkeys(first.params, 99)
-    assert told(question, make_trial(0, 3.0, params=too_high)) is None
+    assert as_trial(question, make_trial(0, 3.0, params=too_high)) is None
     second = propose(question, Memory(), [foreign], 1)
     assert second is not None
     assert second.recipe.digest != first.recipe.digest

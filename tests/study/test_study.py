@@ -91,7 +91,7 @@ def test_every_trial_is_on_disk_with_number_source_params_and_time(
     shown: list[TrialResult] = []
     run(paths, make_config(budget=Budget(trials=5)), chain, evaluate, on_trial=shown.append)
     assert paths.results() == shown
-    assert [one.source for one in shown] == ["anchor"] * 4 + ["tpe"]
+    assert [one.source for one in shown] == ["analytic", "anchor"] * 2 + ["analytic"]
     assert all(one.finished_at and one.params for one in shown)
     assert all(paths.trial(number).recipe.exists() for number in range(5))
 
