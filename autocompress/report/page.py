@@ -145,7 +145,7 @@ def page(facts: Facts, paths: RunPaths, figures: Mapping[str, tuple[Drawing, str
     body = (
         *(top, charts("pareto", "layers"), comparison(facts), front_table(facts), recipe_section(facts)),
         *(charts("classes", "attribution"), samples_section(facts), reasons_section(facts)),
-        *(charts("history", "hypervolume", "sensitivity"), outcomes(facts), loading(facts, paths), surroundings(facts)),
+        *(charts("history", "hypervolume", "sensitivity", "survey"), outcomes(facts), loading(facts, paths), surroundings(facts)),
     )
     tip = '<div id="tip" role="status" hidden></div>'
     data = f'<script type="application/json" id="texts">{as_data(list(texts))}</script><script>{script}</script>'
