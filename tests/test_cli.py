@@ -23,7 +23,7 @@ from autocompress.records import Attribution, LayerInfo, Measurement, Target, Tr
 from autocompress.verify import Tolerance
 
 COMMANDS = (
-    *("search", "resume", "show", "explain", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
+    *("search", "resume", "show", "explain", "ask", "compare", "survey", "export", "verify", "apply", "report", "list", "doctor"),
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
@@ -33,6 +33,7 @@ OPTIONS = {
     "explain": "trial json runs",
     "ask": "max-drop min-speedup max-size json runs",
     "compare": "json runs",
+    "survey": "task space runtime batch-size threads out json runs",
     "export": "trial out runs",
     "verify": "task speed-tolerance accuracy-tolerance speed json runs",
     "apply": "task out runtime device batch-size threads runs",
