@@ -23,7 +23,8 @@ from autocompress.records import Attribution, LayerInfo, Measurement, Target, Tr
 from autocompress.verify import Tolerance
 
 COMMANDS = (
-    *("search", "resume", "show", "explain", "inspect", "ask", "compare", "export", "verify", "apply", "report", "list", "doctor"),
+    *("search", "resume", "show", "explain", "inspect", "ask", "compare", "survey", "export", "verify", "apply", "report", "list"),
+    "doctor",
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
@@ -35,6 +36,7 @@ OPTIONS = {
     "inspect": "trial threads json runs",
     "ask": "max-drop min-speedup max-size json runs",
     "compare": "json runs",
+    "survey": "task space runtime batch-size threads out json runs",
     "export": "trial out runs",
     "verify": "task speed-tolerance accuracy-tolerance speed json runs",
     "apply": "task out runtime device batch-size threads runs",

@@ -18,6 +18,7 @@ from autocompress.report.page import page
 from autocompress.report.quality import classes_drawing
 from autocompress.report.reasons import reasons_drawing
 from autocompress.report.sensitivity import sensitivity_drawing
+from autocompress.report.survey import harm_drawing
 from autocompress.runs import RunPaths, write_folder, write_text
 
 __all__ = ["trials_csv", "write_report"]
@@ -34,6 +35,7 @@ DRAWINGS: tuple[Callable[[Facts], Drawing | None], ...] = (
     history_drawing,
     hypervolume_drawing,
     sensitivity_drawing,
+    harm_drawing,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy
-from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, Part, Target, TrialResult
+from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, Part, Survey, Target, TrialResult
 from autocompress.runs import RunPaths
 from autocompress.study import pareto
 
@@ -39,6 +39,7 @@ class Facts:
     holdouts: dict[int, Measurement]
     inspections: dict[int, Inspection]
     attributions: dict[int, Attribution]
+    survey: Survey | None = None
 
     @property
     def chosen(self) -> Row | None:
@@ -95,7 +96,7 @@ def read_facts(paths: RunPaths, summary: Row) -> Facts:
         )
     baseline, machine, layers = paths.read_baseline(), paths.read_machine(), paths.read_layers()
     also = paths.holdouts(), paths.inspections(), paths.attributions()
-    return Facts(summary, config, baseline, machine, layers, results, *also)
+    return Facts(summary, config, baseline, machine, layers, results, *also, paths.read_survey())
 
 
 def cut(lines: Sequence[str]) -> str:

@@ -1,4 +1,7 @@
-"""The chosen recipe layer by layer: what is kept of each, in which rank and how many bits, beside its share of the multiply-adds."""
+"""The chosen recipe layer by layer: what is kept of each, in which rank and how many bits, beside its share of the time.
+
+Where no survey measured times, the share is that of the multiply-adds.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ class Layer:
 
     plan: LayerPlan
     info: LayerInfo | None
-    share: float | None  # of the multiply-adds of the given model
+    share: float | None  # of the given model's time, where a survey measured it, else of its multiply-adds
+    is_time: bool = False
 
     @property
     def kept(self) -> str:
@@ -48,7 +52,8 @@ class Layer:
 
     @property
     def words(self) -> str:
-        mmacs = f"{self.info.macs / 1e6:.2f} M multiply-adds, {100 * (self.share or 0):.1f} %" if self.info else "not surveyed"
+        share = "" if self.share is None else f", {100 * self.share:.1f} %{' of the time' if self.is_time else ''}"
+        mmacs = f"{self.info.macs / 1e6:.2f} M multiply-adds{share}" if self.info else "not surveyed"
         lines = (f"kept: {self.kept}", f"rank: {self.rank}", f"zeros: {self.zeros}", f"bits of weights / inputs: {self.bits}")
         return "\n".join((f"{self.plan.name}: {mmacs}", *lines))
 
@@ -60,11 +65,14 @@ def chosen_recipe(facts: Facts) -> Recipe | None:
 def layers_of(facts: Facts, recipe: Recipe) -> list[Layer]:
     """In the order of the model, those that the recipe does not name included; a residual block only where it is left out."""
     known, plans = {layer.name: layer for layer in facts.layers}, recipe.plans
+    times = facts.survey.layer_ms if facts.survey is not None else {}
+    whole = sum(times.values())
     found = []
     for name in dict.fromkeys([*known, *plans]):
         plan, info = plans.get(name, LayerPlan(name=name)), known.get(name)
         if info is None or info.kind != "block" or plan.drop:
-            found.append(Layer(plan, info, info.macs / max(facts.baseline.macs, 1) if info else None))
+            share = info.macs / max(facts.baseline.macs, 1) if info else None
+            found.append(Layer(plan, info, times.get(name, 0.0) / whole if whole > 0 else share, whole > 0))
     return found
 
 
@@ -83,7 +91,7 @@ def layers_drawing(facts: Facts) -> Drawing | None:
         axes.yaxis.set_visible(axes is columns[0])
         tips |= panel_(axes, title, colour, shares, texts, [layer.words for layer in shown])
     left = f"The {len(shown)} heaviest of {len(layers)} layers; the table has all." if len(shown) < len(layers) else ""
-    label = f"The {facts.word} recipe over {len(shown)} layers: multiply-adds, share kept, rank and bits"
+    label = f"The {facts.word} recipe over {len(shown)} layers: {weight_of(shown)}, share kept, rank and bits"
     return Drawing("layers", f"The {facts.word} recipe, layer by layer", label, left, settled(figure), tips)
 
 
@@ -92,7 +100,7 @@ def panels_of(layers: list[Layer]) -> dict[str, tuple[str, list[float], list[str
     heaviest = max((layer.share or 0.0 for layer in layers), default=0.0) or 1.0
     shares = [(layer.share or 0.0) / heaviest for layer in layers]
     percents = [f"{100 * layer.share:.1f} %" if layer.share is not None else UNKNOWN for layer in layers]
-    panels = {"multiply-adds": (GREY, shares, percents)}
+    panels = {weight_of(layers): (GREY, shares, percents)}
     panels["kept"] = (BLUE, [0.0 if layer.plan.drop else layer.plan.keep for layer in layers], [layer.kept for layer in layers])
     if any(layer.plan.is_factorized for layer in layers):
         panels["rank"] = (GREEN, [layer.rank_share for layer in layers], [layer.rank.removesuffix(" of energy") for layer in layers])
@@ -101,6 +109,11 @@ def panels_of(layers: list[Layer]) -> dict[str, tuple[str, list[float], list[str
     if any(layer.plan.is_quantized for layer in layers):
         panels["bits w / in"] = (ORANGE, [layer.plan.weight_bits / FLOAT_BITS for layer in layers], [layer.bits for layer in layers])
     return panels
+
+
+def weight_of(layers: Sequence[Layer]) -> str:
+    """What shares are shares of."""
+    return "share of time" if any(layer.is_time for layer in layers) else "multiply-adds"
 
 
 def panel_(axes: Axes, title: str, colour: str, shares: list[float], texts: list[str], words: list[str]) -> Tips:
@@ -124,7 +137,8 @@ def recipe_section(facts: Facts) -> str:
     if recipe is None:
         return ""
     layers = layers_of(facts, recipe)
-    head = ("layer", "multiply-adds", "kept", "rank", "zeros", "weight bits", "activation bits")
+    work = "multiply-adds" + (", bars: share of time" if any(layer.is_time for layer in layers) else "")
+    head = ("layer", work, "kept", "rank", "zeros", "weight bits", "activation bits")
     trained = f"Recovery: {recipe.recovery.steps} steps in float, {recipe.recovery.quantized_steps} quantization-aware, "
     taught = recipe.distillation
     trained += f"with a teacher at temperature {taught.temperature:g}." if taught else "without a teacher."

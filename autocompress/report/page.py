@@ -146,7 +146,7 @@ def page(facts: Facts, paths: RunPaths, figures: Mapping[str, tuple[Drawing, str
     body = (
         *(top, charts("pareto", "layers"), comparison(facts), front_table(facts), recipe_section(facts)),
         *(charts("classes", "attribution"), samples_section(facts), reasons_section(facts)),
-        *(charts("history", "hypervolume", "sensitivity"), sources_section(facts), outcomes(facts)),
+        *(charts("history", "hypervolume", "sensitivity", "survey"), sources_section(facts), outcomes(facts)),
         *(loading(facts, paths), surroundings(facts)),
     )
     tip = '<div id="tip" role="status" hidden></div>'

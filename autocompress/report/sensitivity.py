@@ -58,6 +58,14 @@ def ladder(dimension: Dimension) -> str:
     return f"{first} to {last}"
 
 
+def alone(facts: Facts, one: Sensitivity) -> str:
+    """What the survey measured of the dimension's choices, each made alone; an empty string where it measured none."""
+    tried = facts.survey.tried if facts.survey is not None else ()
+    harms = [f"{choice.value}: {choice.harm:+.3f}" for choice in tried
+             if f"{choice.kind}:{choice.name}" == one.dimension.name and choice.harm is not None]  # fmt: skip
+    return f"\nrise of the loss by the choice alone, untrained: {', '.join(harms)}" if harms else ""
+
+
 def sensitivity_drawing(facts: Facts) -> Drawing | None:
     """None where too few trials were measured to say anything."""
     found = sensitivities(facts)
@@ -73,7 +81,7 @@ def sensitivity_drawing(facts: Facts) -> Drawing | None:
     for name, colour, shift in (("speedup", BLUE, -0.19), ("drop", ORANGE, 0.19)):
         values = [getattr(one, name) for one in shown]
         bars = axes.barh([row + shift for row in range(len(shown))], values, height=0.34, color=colour, label=f"with {name}")
-        said = [f"{one.dimension.name}, {ladder(one.dimension)}: {value:+.2f} with {name} ({one.trials} trials)"
+        said = [f"{one.dimension.name}, {ladder(one.dimension)}: {value:+.2f} with {name} ({one.trials} trials){alone(facts, one)}"
                 for one, value in zip(shown, values, strict=True)]  # fmt: skip
         tips |= told_(bars.patches, f"rho-{name}", said)
     figure.legend(loc="outside upper left", ncols=2)

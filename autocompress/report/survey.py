@@ -8,6 +8,7 @@ from autocompress.latency_model import predict_ms
 from autocompress.recipe import LayerPlan, Recipe
 from autocompress.records import LayerInfo, Survey, Tried
 from autocompress.report.drawing import BLUE, GREY, ORANGE, SMALL, Drawing, canvas, drawn_in_our_style, rows_, settled, told_
+from autocompress.report.facts import Facts
 
 MOST_SHOWN = 40
 KINDS = {"keep": "keep", "heads": "keep", "weight_bits": "weight_bits"}  # choices whose plan, and so whose time, is told by their value
@@ -83,6 +84,11 @@ def survey_drawing(survey: Survey, layers: Sequence[LayerInfo]) -> Drawing | Non
         f"fp32 baseline.{left}"
     )
     return Drawing("survey", "What every layer costs, and what its choices harm", caption, caption, settled(figure), tips)
+
+
+def harm_drawing(facts: Facts) -> Drawing | None:
+    """None where the study has no survey."""
+    return survey_drawing(facts.survey, facts.layers) if facts.survey is not None else None
 
 
 def save_survey(survey: Survey, layers: Sequence[LayerInfo], folder: Path) -> list[Path]:

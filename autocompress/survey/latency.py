@@ -21,6 +21,7 @@ Vector = NDArray[np.float64]
 Taken = tuple[Recipe, Probe]
 FEWEST = 5  # probes of this model that a fit needs: three numbers of the correction, and something to be wrong about
 NINE_IN_TEN = 0.9
+USUAL, REWEIGHTED = 0.1, 4
 EASE = 0.03  # of the correction towards none, as a share of the weight of one probe
 
 
@@ -99,12 +100,19 @@ def layer_costs(layers: Sequence[LayerInfo], rows: Sequence[Row], rest: _Rest, e
 
 
 def _unit_costs(rows: Sequence[Row]) -> Vector:
-    """Milliseconds a kernel, a channel read, a channel written, a multiply-add: (4,), none below 0; small layers weigh as much as large."""
+    """Milliseconds a kernel, a channel read, a channel written, a multiply-add: (4,), none below 0; small layers weigh as much as large.
+
+    A row that is off by more than USUAL weighs less (Huber 1964, by reweighting): some were timed while others used the machine.
+    """
     amounts = np.array([(row.kernels, row.inner, row.outer, row.macs) for row in rows], np.float64)
     times = np.array([row.ms for row in rows], np.float64)
     scale = np.maximum(amounts.max(0), 1e-12)
-    weight = 1 / np.sqrt(np.maximum(times, 1e-6))
-    found: Vector = non_negative(amounts / scale * weight[:, None], times * weight) / scale
+    times = np.maximum(times, 1e-6)
+    weight, found = 1 / np.sqrt(times), np.zeros(4)
+    for _ in range(REWEIGHTED):
+        found = non_negative(amounts / scale * weight[:, None], times * weight) / scale
+        off = np.abs(amounts @ found / times - 1)
+        weight = np.sqrt(np.minimum(1.0, USUAL / np.maximum(off, 1e-9)) / times)
     return found
 
 

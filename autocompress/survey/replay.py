@@ -23,6 +23,7 @@ class Replay:
         self.outputs: list[dict[str, Tensor]] = []
         self.whole: list[Tensor] = []
         self.times: dict[str, int] = {}
+        self.held = 0  # bytes
         hooks = [hook for name, module in model.named_modules() for hook in self._watch(name, module)]
         try:
             with torch.no_grad():
@@ -40,8 +41,8 @@ class Replay:
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
             self.times[name] = self.times.get(name, 0) + 1
-            held = sum(value.numel() * value.element_size() for found in self.outputs for value in found.values())
-            if held < MOST_BYTES:
+            self.held += out.numel() * out.element_size()
+            if self.held <= MOST_BYTES:
                 self.outputs[-1][name] = out.detach().clone()
 
         hooks = [module.register_forward_pre_hook(enter)]
