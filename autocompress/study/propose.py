@@ -139,7 +139,7 @@ def spread(points: Sequence[Points]) -> Iterator[Points]:
     """In an order that is spread over the front from the start: the middle, the ends, then what halves the gaps."""
     count = len(points)
     order = [count // 2, 0, count // 4, 3 * count // 4, count - 1, *range(count)]
-    yield from (points[place] for place in dict.fromkeys(order) if place < count)
+    yield from (points[place] for place in dict.fromkeys(order) if 0 <= place < count)
 
 
 def given_point(forecast: Forecast) -> Points:

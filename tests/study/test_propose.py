@@ -7,8 +7,9 @@ import pytest
 from optuna.trial import TrialState
 
 import autocompress.study.propose as room
-from autocompress.config import BitChoices, RecoverySpace, SearchConfig, Shares, Space
+from autocompress.config import PARTS, BitChoices, RecoverySpace, SearchConfig, Shares, Space
 from autocompress.records import LayerInfo, TrialResult
+from autocompress.study import pareto
 from autocompress.study.propose import Memory, Proposal, propose
 from autocompress.study.question import Question, question_of
 from autocompress.study.samplers import Told, as_trial, remember, verdict
@@ -193,3 +194,29 @@ def test_a_fixed_dimension_is_not_sampled_but_stays_in_the_recipe(make_config: M
     assert proposal is not None
     assert set(proposal.params) == {"weight_bits:conv1", "weight_bits:conv2", "weight_bits:conv3"}
     assert proposal.recipe.plans["conv1"].rank == 8
+
+
+def test_where_no_point_is_predicted_fast_enough_the_anchors_are_tried_and_the_search_goes_on(
+    make_config: MakeConfig, chain: tuple[LayerInfo, ...], make_trial: Callable[..., TrialResult]
+) -> None:
+    question = question_of(make_config(min_speedup=1000.0), chain)
+    results = sequence(question, lambda proposal: make_trial(0, recipe=proposal.recipe, gate_speedup=1.5), 12)
+    assert [one.source for one in results[:4]] == ["anchor"] * 4
+    assert len({one.recipe.digest for one in results}) == 12
+
+
+@pytest.mark.parametrize("part", ["survey", "analytic", "accuracy_model"])
+def test_a_part_that_is_left_out_is_left_out(part: str, make_question: Callable[..., Question], evaluate: Evaluate) -> None:
+    whole, without = (sequence(make_question(parts=parts), evaluate, 16) for parts in (PARTS, tuple(set(PARTS) - {part})))
+    assert [one.params for one in whole] != [one.params for one in without]
+    if part == "analytic":
+        assert "analytic" not in {one.source for one in without}
+    if part == "survey":
+        assert make_question(parts=tuple(set(PARTS) - {part})).survey is None
+
+
+def test_twenty_trials_of_ours_hold_more_than_twenty_of_a_plain_sampler(make_question: Callable[..., Question], evaluate: Evaluate) -> None:
+    """On a pretended truth of seven dimensions and a survey of time alone; the promise itself is judged in benchmarks on a real model."""
+    ours = pareto.hypervolume(sequence(make_question(), evaluate, 20), 3.0)
+    others = [pareto.hypervolume(sequence(make_question(sampler=name), evaluate, 20), 3.0) for name in ("tpe", "nsga2", "random")]
+    assert ours > 1.05 * max(others) > 0
