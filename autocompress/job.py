@@ -22,10 +22,11 @@ from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, search_config
 from autocompress.contest import time_contenders
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
-from autocompress.evaluate import Bench, Gate, confirm, evaluate
+from autocompress.evaluate import Bench, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
+from autocompress.gate import Gate, curves_of, is_audited
 from autocompress.inspection import inspect, inspect_trial
 from autocompress.measure.machine import in_words, this_machine
 from autocompress.measure.quality import checks
@@ -87,6 +88,11 @@ def search(
     progress = progress or Progress()
     runs = Path(runs)
     config = _config(task, space, budget, study or free_name(runs, _stem(task)), settings)
+    return begin(config, task, runs, progress)
+
+
+def begin(config: SearchConfig, task: Task | str, runs: Path, progress: Progress) -> Study:
+    """Run a new study to the end of its budget. Raises InvalidStudy where there is one of its name."""
     paths = RunPaths(runs, config.study)
     if paths.config.exists():
         raise InvalidStudy(f"study {config.study!r} exists: go on with `autocompress resume {config.study}`, or give another --study")
@@ -265,7 +271,9 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
 
         def one(proposal: Proposal) -> TrialResult:
             front = pareto.points(pareto.within(finished, config.limits))
-            gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
+            floor = floor_drop(bench.task, bench.baseline.accuracy)
+            audit = is_audited(config.seed, proposal.number)
+            gate = Gate(config.min_speedup, front, floor, config.max_drop, curves_of(finished), audit)
             return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, on_trial=tell, say=progress.say)

@@ -1,7 +1,8 @@
 """The house stands: rooms import only from lower floors, heavy libraries stay in their rooms, files and functions stay small.
 
 The sources are read with ``ast``, never imported. The table is that of DESIGN section 1,
-with what speaks to a person (`terminal`, `answers`, `progress`, `options`) and `decisions` on floor 3, `artifact` on 4, `compare` on 9,
+with what speaks to a person (`terminal`, `answers`, `progress`, `options`) and `decisions` on floor 3,
+`latency_model` and `gate` there too, for they are arithmetic, `artifact` and `speeds` on 4, `rungs` on 8, `compare` on 9,
 and what `job` is made of (`saved`, `bench`, `contest`, `explain`, `verify`) beside it.
 """
 
@@ -19,12 +20,12 @@ FLOORS = {
     "errors": 0,
     "recipe": 1,
     "records": 2,
-    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions", "latency_model"), 3),
-    **dict.fromkeys(("study", "report", "blocks", "artifact"), 4),
+    **dict.fromkeys(("config", "runs", "terminal", "answers", "progress", "options", "decisions", "gate", "latency_model"), 3),
+    **dict.fromkeys(("study", "report", "blocks", "artifact", "speeds"), 4),
     "tasks": 5,
     **dict.fromkeys(("compress", "runtimes"), 6),
     "measure": 7,
-    "survey": 8,
+    **dict.fromkeys(("rungs", "survey"), 8),
     **dict.fromkeys(("evaluate", "export", "compare"), 9),
     **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job"), 10),
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
@@ -41,7 +42,8 @@ STAIRS = {
 }  # fmt: skip
 
 TORCH_ROOMS = {
-    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "job", "cli")
+    *("blocks", "tasks", "compress", "runtimes", "measure", "rungs", "survey", "evaluate", "export"),
+    *("bench", "verify", "inspection", "job", "cli"),
 }
 OWNERS = {
     "optuna": {"study"},
