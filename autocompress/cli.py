@@ -245,6 +245,32 @@ def resume(
 
 
 @app.command()
+def refine(
+    study: StudyName,
+    trial: Annotated[str, typer.Option(metavar="TRIAL", help="best, fastest, smallest, knee, or a trial's number.")] = "best",
+    budget: Annotated[str, typer.Option(metavar="N|TIME", help="Finished trials in all, or wall clock.")] = "10",
+    name: Annotated[str | None, typer.Option("--study", metavar="NAME", help="Name of the new study; STUDY-refined if not given.")] = None,
+    as_json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search around a trial, with longer recovery.
+
+    A new study: every number that the recipe chose may move to the next smaller or larger one of the space, and recovery takes four times
+    the steps. It begins with the recipe itself, trained that long. Takes the bounds, the target and the seed of the study.
+
+    \b
+    Examples:
+      autocompress refine digits --budget 10
+      autocompress refine digits --trial 17 --budget 10m --study digits-17
+    """
+    from autocompress.progress import Progress
+    from autocompress.refine import refine as search_around
+
+    progress = Progress()
+    run(lambda: search_around(study, trial=trial, budget=budget, name=name, runs=runs, progress=progress), progress, runs, as_json)
+
+
+@app.command()
 def show(
     study: StudyName,
     as_json: Json = False,
@@ -361,34 +387,8 @@ def report(study: StudyName, runs: Runs = RUNS) -> None:
         Terminal().line(f"written   {file}")
 
 
-@app.command(name="list")
-def list_studies(runs: Runs = RUNS) -> None:
-    """List the studies with their state.
-
-    \b
-    Example:
-      autocompress list --runs runs
-    """
-    from autocompress import job
-    from autocompress.terminal import Terminal, present_studies
-
-    present_studies(job.list_studies(runs), runs, Terminal())
-
-
-@app.command()
-def doctor() -> None:
-    """Show what this machine can run.
-
-    Runtimes, device, kernels, and how to get the missing ones.
-
-    \b
-    Example:
-      autocompress doctor
-    """
-    from autocompress import job
-    from autocompress.terminal import Terminal, table
-
-    Terminal().print(table(("what", "state", "detail"), job.doctor()))
+app.command(name="list")(questions.list_studies)
+app.command()(questions.doctor)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,9 @@ class Space(Frozen):
     distillation: DistillationSpace | None = DistillationSpace()
     recovery: RecoverySpace = RecoverySpace()
     order: tuple[tuple[Stage, ...], ...] = Field(default=(ORDER,), min_length=1)
+    near: dict[str, int] = Field(
+        default={}, description="by dimension, a choice counted from 0: only it and its neighbours are left; `autocompress refine` sets it"
+    )
 
     @field_validator("factorization")
     @classmethod

@@ -27,23 +27,25 @@ FLOORS = {
     "measure": 7,
     **dict.fromkeys(("rungs", "survey"), 8),
     **dict.fromkeys(("evaluate", "export", "compare"), 9),
-    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job"), 10),
+    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "job", "refine"), 10),
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
 # config lies under the two that store and tell what was asked. Named pairs: no other two rooms of a floor may see each other.
 # terminal is how progress, answers and cli speak; questions are commands of cli; report shows what study makes of the trials (recipes in
 # words, hypervolume, dimensions), so that there is one definition of each. Beside job: saved is the half of it that only reads, bench
-# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
+# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search. refine
+# starts a study from another one, as job starts all of them.
 STAIRS = {
     ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"), ("cli", "questions"),
     ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"),
+    *(("refine", room) for room in ("bench", "job", "saved")),
     *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "verify")),
 }  # fmt: skip
 
 TORCH_ROOMS = {
     *("blocks", "tasks", "compress", "runtimes", "measure", "rungs", "survey", "evaluate", "export"),
-    *("bench", "verify", "inspection", "job", "cli"),
+    *("bench", "verify", "inspection", "job", "refine", "cli"),
 }
 OWNERS = {
     "optuna": {"study"},

@@ -15,9 +15,10 @@ HOMES = {
     "autocompress.compare": ("compare",),
     "autocompress.config": ("SearchConfig", "Space"),
     "autocompress.errors": ("AutocompressError", "UserError"),
-    "autocompress.job": ("apply", "doctor", "explain", "export", "load", "resume", "search", "show", "verify"),
+    "autocompress.job": ("apply", "doctor", "explain", "export", "inspect", "load", "resume", "search", "show", "verify"),
     "autocompress.recipe": ("Distillation", "LayerPlan", "Recipe", "Recovery"),
     "autocompress.records": ("Measurement", "Target", "TrialResult"),
+    "autocompress.refine": ("refine",),
     "autocompress.study.ask": ("ask",),
     "autocompress.tasks.task": ("Task",),
 }

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autocompress.config import Constraint, SearchConfig, Space
 from autocompress.recipe import Recipe
 from autocompress.records import LayerInfo, TrialResult
-from autocompress.study.points import anchors, recipe_of
+from autocompress.study.points import recipe_of, starts
 from autocompress.study.space import Dimension, dimensions, sampled
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)  # speedup, drop
@@ -73,7 +73,7 @@ class Memory:
 def propose(question: Question, memory: Memory, results: Sequence[TrialResult], number: int) -> Proposal | None:
     """The next recipe, never one that is finished already. None when the search is exhausted: 20 duplicates in a row."""
     done = {result.recipe.digest for result in results}
-    for params in anchors(question.dimensions):
+    for params in starts(question.dimensions, question.space.near):
         recipe = recipe_at(question, params)
         if recipe.digest not in done:
             return Proposal(number, params, recipe, "anchor")
