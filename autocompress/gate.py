@@ -64,12 +64,12 @@ class Gate:
         return drop - 2 * quantile(recovered, HOPE) + quantile(recovered, 0.5)
 
     def is_telling(self, step: int) -> bool:
-        """Could a look after so many steps stop anything: does it stop what stood worst there? True while too few curves are known.
+        """Could a look after so many steps stop anything, be it the largest drop that was ever seen? True while too few curves are known.
 
         On `digits` every recipe stands at chance before recovery, and a look costs as much as a step.
         """
-        seen = [curve.drops[step] for curve in self.curves if step in curve.drops]
-        return len(seen) < LEAST_CURVES or self.hopeless(step, max(seen), self.min_speedup) is not None
+        worst = max((drop for curve in self.curves for drop in curve.drops.values()), default=0.0)
+        return self.hoped(step, worst) is None or self.hopeless(step, worst, self.min_speedup) is not None
 
     def hopeless(self, step: int, drop: float, high: float) -> tuple[float, str] | None:
         """The drop that a trial may hope for, and why that does not reach the front at its latency; None: it may go on."""

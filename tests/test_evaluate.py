@@ -1,5 +1,6 @@
 """The one function that costs money: what it measures is one artifact, and how a trial may end."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -21,7 +22,6 @@ from autocompress.gate import Curve, Gate
 from autocompress.progress import Progress
 from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
 from autocompress.records import CHECKS, LatencyModel, Measurement, Survey, Target
-from autocompress.rungs import part_of
 from autocompress.runtimes.runtime import Call, Deployed
 from autocompress.tasks.task import Task, score, with_holdout
 
@@ -187,14 +187,13 @@ def test_an_audit_without_hope_runs_to_its_end(bench: Bench, tmp_path: Path) -> 
     assert "after 4 steps" in result.message
 
 
-def test_a_metric_that_needs_the_whole_split_is_not_looked_at(tmp_path: Path) -> None:
-    def whole(outputs: Tensor, targets: Tensor) -> float:
-        assert len(outputs) == 300, "all of it, or nothing"
-        return float((outputs.argmax(1) == targets).float().mean())
-
-    x, y = torch.randn(300, 1, 8, 8), torch.arange(300) % 10
-    assert part_of(replace(toy_task.make(), metric=whole), (x, y), torch.randn(300, 10)) is None
-    assert part_of(toy_task.make(), (x, y), torch.randn(300, 10)) is not None
+def test_a_metric_that_is_not_finite_on_the_way_leaves_a_gap_in_the_curve(bench: Bench, tmp_path: Path) -> None:
+    scores = iter([math.inf, 50.0, math.nan, 60.0, 70.0, 80.0])
+    picky = replace(bench, task=replace(bench.task, metric=lambda outputs, targets: next(scores)))
+    result = evaluate(recipe(0.5, recovery=LONG), picky, Gate(), tmp_path)
+    assert [point.step for point in result.curve] == [2, 6, 8]
+    assert result.measurement is not None
+    assert result.measurement.accuracy == 80.0
 
 
 # ---- speed that is known --------------------------------------------------------------------------------------------

@@ -52,12 +52,12 @@ def test_where_trials_recover_unequally_nothing_is_stopped() -> None:
     assert Gate(max_drop=3.0, curves=chance, front=((9.0, 0.0),)).hopeless(0, 90.0, 3.0) is None
 
 
-def test_a_rung_at_which_even_the_worst_trial_went_on_is_looked_at_no_more() -> None:
+def test_a_rung_at_which_even_the_largest_drop_would_go_on_is_looked_at_no_more() -> None:
     stood, ended = (2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 70.0), (1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 60.0)
     chance = tuple(Curve({0: 90.0, 20: before}, final) for before, final in zip(stood, ended, strict=True))
     gate = Gate(max_drop=3.0, curves=chance)
     assert not gate.is_telling(0)
-    assert gate.is_telling(20)  # it would have stopped the one that stood at 70
+    assert gate.is_telling(20)  # who still stands at 90 there has no hope
     assert gate.is_telling(10)  # nobody knows yet
     assert Gate(max_drop=3.0, curves=chance[:7]).is_telling(0)
 
