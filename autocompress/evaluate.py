@@ -6,6 +6,7 @@ recovery the artifact is made again from the trained values; latency, size and a
 
 import contextlib
 import copy
+import math
 import shutil
 import sys
 import time
@@ -51,6 +52,7 @@ AGREEMENT_SAMPLES = 512  # fake quantization in PyTorch is some ten times slower
 GATE_SAMPLES = 64  # inputs for the provisional ranges of the first timing
 SCORING_BATCHES = 4  # training batches that importances look at
 ENDLESS = sys.maxsize
+ANY_SPEED = Speed(0.0, 0.0, math.inf)
 
 
 @dataclass(eq=False)
@@ -193,6 +195,9 @@ class _Trial:
         """How fast it will be, and why that is too slow, or an empty string; predicted where that decides it, else timed."""
         bench, recipe = self.bench, self.recipe
         kind, structure = kind_of(recipe, bench.layers), structure_of(provisional(recipe))
+        if kind in bench.lowered and gate.asks_nothing:
+            self.log.append("before recovery: nothing is asked of the speed")
+            return ANY_SPEED, ""
         guess, known = predicted_speed(recipe, bench.survey, bench.layers, bench.target), bench.speeds.get(structure)
         if known is None and guess is not None:
             reason = gate.too_slow(guess.speedup, guess.high, "as predicted")

@@ -51,6 +51,11 @@ class Gate:
         """Nothing is asked of a speed that is surely so high."""
         return not self.too_slow(low, low)
 
+    @property
+    def asks_nothing(self) -> bool:
+        """As where one recipe is measured for itself: any speed will do, and no drop is judged by it."""
+        return self.is_fast_enough(0.0) and not self.front and not self.curves
+
     def hoped(self, step: int, drop: float) -> float | None:
         """The least drop in the end that a trial with ``drop`` after ``step`` steps may hope for. None: too few curves.
 

@@ -230,6 +230,16 @@ def test_what_the_error_of_the_prediction_leaves_open_is_timed(bench: Bench, tmp
     assert result.gate_speedup != pytest.approx(1.0)
 
 
+def test_where_nothing_is_asked_of_the_speed_it_is_not_timed_before_training(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = replace(bench, speeds={}, lowered=set())
+    assert evaluate(recipe(0.25), fresh, Gate(), tmp_path / "first").gate_speedup is not None  # it could have been infeasible
+    monkeypatch.setattr(ROOM, "deploy", fail)
+    result = evaluate(recipe(0.5), fresh, Gate(), tmp_path / "second")
+    assert (result.outcome, result.gate_speedup) == ("measured", None)
+
+
 def test_what_is_surely_fast_enough_is_timed_once_only_when_its_kind_was_lowered_before(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
