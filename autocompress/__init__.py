@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autocompress.job import apply, doctor, explain, export, inspect, load, resume, search, show, verify
     from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery
     from autocompress.records import Measurement, Target, TrialResult
+    from autocompress.refine import refine
     from autocompress.study.ask import ask
     from autocompress.tasks.task import Task
 
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "refine",
     "resume",
     "search",
     "show",
@@ -68,6 +70,7 @@ _MODULES = {
     "export": "autocompress.job",
     "inspect": "autocompress.job",
     "load": "autocompress.job",
+    "refine": "autocompress.refine",
     "resume": "autocompress.job",
     "search": "autocompress.job",
     "show": "autocompress.job",

@@ -186,12 +186,10 @@ def search(
     threads: Threads = None,
     max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How much worse the metric may be, in its unit.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
-    constraint: Annotated[
-        list[str] | None, typer.Option(metavar="BOUND", help="One more bound, as 'size_bytes <= 200000'. Repeatable.")
-    ] = None,
+    constraint: options.Constraints = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the proposals and of recovery.")] = 0,
     runs: Runs = RUNS,
-    storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; SQLite in the study if not given.")] = None,
+    storage: options.Storage = None,
     sampler: options.SamplerName = "auto",
     stop_when_flat: options.StopWhenFlat = False,
     warm_start: options.WarmStart = None,
@@ -247,6 +245,32 @@ def resume(
     progress = Progress()
     progress.study = study
     run(lambda: job.resume(study, budget=budget, runs=runs, progress=progress), progress, runs, as_json=False)
+
+
+@app.command()
+def refine(
+    study: StudyName,
+    trial: Annotated[str, typer.Option(metavar="TRIAL", help="best, fastest, smallest, knee, or a trial's number.")] = "best",
+    budget: Annotated[str, typer.Option(metavar="N|TIME", help="Finished trials in all, or wall clock.")] = "10",
+    name: Annotated[str | None, typer.Option("--study", metavar="NAME", help="Name of the new study; STUDY-refined if not given.")] = None,
+    as_json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search around a trial, with longer recovery.
+
+    A new study: every number that the recipe chose may move to the next smaller or larger one of the space, and recovery takes four times
+    the steps. It begins with the recipe itself, trained that long. Takes the bounds, the target and the seed of the study.
+
+    \b
+    Examples:
+      autocompress refine digits --budget 10
+      autocompress refine digits --trial 17 --budget 10m --study digits-17
+    """
+    from autocompress.progress import Progress
+    from autocompress.refine import refine as search_around
+
+    progress = Progress()
+    run(lambda: search_around(study, trial=trial, budget=budget, name=name, runs=runs, progress=progress), progress, runs, as_json)
 
 
 @app.command()
@@ -367,34 +391,8 @@ def report(study: StudyName, runs: Runs = RUNS) -> None:
         Terminal().line(f"written   {file}")
 
 
-@app.command(name="list")
-def list_studies(runs: Runs = RUNS) -> None:
-    """List the studies with their state.
-
-    \b
-    Example:
-      autocompress list --runs runs
-    """
-    from autocompress import job
-    from autocompress.terminal import Terminal, present_studies
-
-    present_studies(job.list_studies(runs), runs, Terminal())
-
-
-@app.command()
-def doctor() -> None:
-    """Show what this machine can run.
-
-    Runtimes, device, kernels, and how to get the missing ones.
-
-    \b
-    Example:
-      autocompress doctor
-    """
-    from autocompress import job
-    from autocompress.terminal import Terminal, table
-
-    Terminal().print(table(("what", "state", "detail"), job.doctor()))
+app.command(name="list")(questions.list_studies)
+app.command()(questions.doctor)
 
 
 if __name__ == "__main__":

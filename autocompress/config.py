@@ -229,6 +229,9 @@ class Space(Frozen):
     recovery: RecoverySpace = RecoverySpace()
     order: tuple[tuple[Stage, ...], ...] = Field(default=(ORDER,), min_length=1)
     objectives: tuple[str, ...] = Field(default=("speedup", "drop"), description="what a front is about: these two, and more if named")
+    near: dict[str, int] = Field(
+        default={}, description="by dimension, a choice counted from 0: only it and its neighbours are left; `autocompress refine` sets it"
+    )
 
     @field_validator("objectives")
     @classmethod
@@ -275,7 +278,7 @@ class Budget(Frozen):
 
 
 Sampler = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "qmc"]
-Part = Literal["survey", "analytic", "gate", "inherit", "accuracy_model"]
+Part = Literal["survey", "analytic", "gate", "accuracy_model"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -6,11 +6,12 @@ recovery the artifact is made again from the trained values; latency, size and a
 
 import contextlib
 import copy
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from autocompress.compress.build import Materials, compress, freeze_, provisiona
 from autocompress.compress.distill import Lesson, Sample, Teacher, distillation_loss, taught
 from autocompress.compress.quantize import fold_batch_norm
 from autocompress.errors import Diverged, InfeasibleRecipe
+from autocompress.gate import Gate
 from autocompress.measure.accuracy import agreement, predict
 from autocompress.measure.batches import batch_of, compare_batches
 from autocompress.measure.latency import GATE, HOLDOUT, SEARCH, Effort, Timing, compare
@@ -34,11 +36,13 @@ from autocompress.measure.throughput import is_out_of_memory
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe
 from autocompress.records import Baseline, BatchTiming, LayerInfo, Machine, Measurement, Outcome, Split, Survey, Target, TrialResult
+from autocompress.rungs import Hopeless, Looks, Part, part_of
 from autocompress.runs import write_folder, write_text
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.eager import RUNTIME as EAGER
 from autocompress.runtimes.runtime import Array, Deployed, Runtime, deploy
 from autocompress.runtimes.weights import read_weights, weights_bytes, write_weights
+from autocompress.speeds import Speed, kind_of, predicted_speed, structure_of
 from autocompress.survey import multiply_adds, survey
 from autocompress.tasks.task import Batch, Task, calibration, digest, gather, lost, outputs_of, score, stream
 
@@ -48,6 +52,7 @@ AGREEMENT_SAMPLES = 512  # fake quantization in PyTorch is some ten times slower
 GATE_SAMPLES = 64  # inputs for the provisional ranges of the first timing
 SCORING_BATCHES = 4  # training batches that importances look at
 ENDLESS = sys.maxsize
+ANY_SPEED = Speed(0.0, 0.0, math.inf)
 
 
 @dataclass(eq=False)
@@ -68,6 +73,9 @@ class Bench:
     outputs: Mapping[Split, Tensor]  # of the deployed baseline
     lectures: dict[object, "Lecture"] = field(default_factory=dict)
     survey: Survey | None = None
+    part: Part | None = None  # what recoveries are looked at on; None: the task's metric needs the whole split
+    speeds: dict[str, Speed] = field(default_factory=dict)  # timed before recovery, by structure
+    lowered: set[object] = field(default_factory=set)  # kinds of recipes that the runtime took
 
     @property
     def example(self) -> Tensor:
@@ -82,23 +90,6 @@ class Bench:
     @property
     def batches(self) -> tuple[Array, ...]:
         return timed_inputs(self.calibration, self.target)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Bounds and today's front as data; ``floor_drop`` is the drop of a model that makes no mistake."""
-
-    min_speedup: float = 0.0
-    front: tuple[tuple[float, float], ...] = ()  # (speedup, drop)
-    floor_drop: float = float("-inf")
-
-    def stops(self, timing: Timing) -> str:
-        """Why no accuracy could help a model of this speed, or an empty string."""
-        if timing.high < self.min_speedup:
-            return f"{timing.speedup:.2f}x before recovery is below min_speedup {self.min_speedup:g}; it was not trained"
-        if any(speedup > timing.high and drop <= self.floor_drop for speedup, drop in self.front):
-            return f"{timing.speedup:.2f}x before recovery is dominated by the front at any accuracy; it was not trained"
-        return ""
 
 
 def timed_inputs(inputs: Tensor, target: Target) -> tuple[Array, ...]:
@@ -140,7 +131,9 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
     )
     own = {GIVEN: task.model, **task.teachers}
     teachers = {name: model if device.type == "cpu" else copy.deepcopy(model).to(device) for name, model in own.items()}
-    return Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers, outputs)
+    bench = Bench(task, runtime, target, device, machine, layers, baseline, deployed, splits, inputs, teachers, outputs)
+    bench.part = part_of(task, splits["search"], outputs["search"])
+    return bench
 
 
 def evaluate(recipe: Recipe, bench: Bench, gate: Gate, folder: Path) -> TrialResult:
@@ -171,13 +164,22 @@ class _Trial:
         self.seconds: dict[str, float] = {}
         self.log: list[str] = [f"recipe {recipe.digest}"]
         self.gate_speedup: float | None = None
+        self.looks: Looks | None = None
+        self.doubt = ""  # what the gate said of an audit
 
     def run(self, gate: Gate) -> TrialResult:
         bench = self.bench
-        reason = gate.stops(self.ask_speed())
-        if reason:
+        speed, reason = self.ask_speed(gate)
+        if reason and not gate.audit:
             return self.end("gated", message=reason)
-        model = compress(bench.teachers[GIVEN], self.recipe, materials(bench, self.recipe), self.stage)
+        self.doubt = reason
+        given = materials(bench, self.recipe)
+        if bench.part is not None:
+            self.looks = Looks(bench.task, bench.part, gate, self.recipe.recovery.steps, speed.high)
+        try:
+            model = compress(bench.teachers[GIVEN], self.recipe, replace(given, look=self.looks), self.stage)
+        except Hopeless as stop:
+            return self.end("gated", message=f"{stop}; it was not trained further")
         with self.stage("deploy"):
             artifact = self.folder / "artifact"
             shutil.rmtree(artifact, ignore_errors=True)
@@ -186,9 +188,32 @@ class _Trial:
             deployed = bench.runtime.open(artifact, bench.target.threads, model)
         with self.stage("measure"):
             measurement = measure(bench, deployed, model, "search", SEARCH)
-        return self.end("measured", measurement)
+        self.doubt = self.doubt or (self.looks.reason if self.looks is not None else "")
+        return self.end("measured", measurement, f"an audit: {self.doubt}" if self.doubt else "")
 
-    def ask_speed(self) -> Timing:
+    def ask_speed(self, gate: Gate) -> tuple[Speed, str]:
+        """How fast it will be, and why that is too slow, or an empty string; predicted where that decides it, else timed."""
+        bench, recipe = self.bench, self.recipe
+        kind, structure = kind_of(recipe, bench.layers), structure_of(provisional(recipe))
+        if kind in bench.lowered and gate.asks_nothing:
+            self.log.append("before recovery: nothing is asked of the speed")
+            return ANY_SPEED, ""
+        guess, known = predicted_speed(recipe, bench.survey, bench.layers, bench.target), bench.speeds.get(structure)
+        if known is None and guess is not None:
+            reason = gate.too_slow(guess.speedup, guess.high, "as predicted")
+            if reason or (kind in bench.lowered and gate.is_fast_enough(guess.low)):
+                return self.told(guess, "predicted"), reason
+        if known is None:
+            known = bench.speeds[structure] = self.time_draft()
+            bench.lowered.add(kind)
+        return self.told(known, "before recovery"), gate.too_slow(known.speedup, known.high)
+
+    def told(self, speed: Speed, how: str) -> Speed:
+        self.gate_speedup = speed.speedup
+        self.log.append(f"{how}: {speed.speedup:.3f}x ({speed.low:.3f} to {speed.high:.3f})")
+        return speed
+
+    def time_draft(self) -> Speed:
         """Time the untrained structure; its values are provisional and its artifact is thrown away."""
         bench, recipe, draft = self.bench, provisional(self.recipe), self.folder / "draft"
         with self.stage("shrink"):
@@ -200,9 +225,7 @@ class _Trial:
         with self.stage("measure"):
             timing, _ = compare_batches(bench.deployed, deployed, bench.batches, GATE)
         shutil.rmtree(draft)
-        self.gate_speedup = timing.speedup
-        self.log.append(f"before recovery: {timing.speedup:.3f}x ({timing.low:.3f} to {timing.high:.3f})")
-        return timing
+        return Speed(timing.speedup, timing.low, timing.high)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -216,9 +239,11 @@ class _Trial:
 
     def end(self, outcome: Outcome, measurement: Measurement | None = None, message: str = "") -> TrialResult:
         self.log.append(f"{outcome} {message}".strip())
+        looks = self.looks
         return TrialResult(
             recipe=self.recipe, target=self.bench.target, outcome=outcome, gate_speedup=self.gate_speedup,
-            measurement=measurement, message=message, seconds=self.seconds,
+            gate_drop=looks.hoped if looks is not None and looks.reason else None, curve=tuple(looks.curve) if looks is not None else (),
+            audit=bool(self.doubt), measurement=measurement, message=message, seconds=self.seconds,
         )  # fmt: skip
 
 

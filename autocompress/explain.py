@@ -6,7 +6,8 @@ from pathlib import Path
 from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
 from autocompress.decisions import Decision, decisions, undo
 from autocompress.errors import InvalidRecipe, InvalidStudy
-from autocompress.evaluate import Bench, Gate, evaluate, opened
+from autocompress.evaluate import Bench, evaluate, opened
+from autocompress.gate import Gate
 from autocompress.measure.batches import compare_batches
 from autocompress.measure.latency import Effort
 from autocompress.progress import Progress

@@ -5,7 +5,6 @@ The only room that sees both halves: the study, which knows optuna, and the eval
 
 import contextlib
 import copy
-import importlib.util
 import json
 import shutil
 import time
@@ -21,11 +20,13 @@ from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, parts_without, search_config
 from autocompress.contest import time_contenders
+from autocompress.doctor import doctor
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
-from autocompress.evaluate import Bench, Gate, confirm, evaluate
+from autocompress.evaluate import Bench, confirm, evaluate
 from autocompress.explain import explain
 from autocompress.export import export as export_trial
 from autocompress.export import load
+from autocompress.gate import Gate, curves_of, is_audited
 from autocompress.inspection import inspect, inspect_trial
 from autocompress.measure.machine import in_words, this_machine
 from autocompress.measure.quality import checks
@@ -36,7 +37,7 @@ from autocompress.records import CHECKS, LayerInfo, Survey, TrialResult
 from autocompress.report import write_report
 from autocompress.report.survey import save_survey
 from autocompress.runs import RunPaths, free_name, only_driver, to_json, write_text
-from autocompress.runtimes import RUNTIMES, find_runtime
+from autocompress.runtimes import find_runtime
 from autocompress.saved import Study, list_studies, show
 from autocompress.study import pareto
 from autocompress.study.propose import Proposal
@@ -90,6 +91,11 @@ def search(
     progress = progress or Progress()
     runs = Path(runs)
     config = _config(task, space, budget, study or free_name(runs, _stem(task)), settings)
+    return begin(config, task, runs, progress)
+
+
+def begin(config: SearchConfig, task: Task | str, runs: Path, progress: Progress) -> Study:
+    """Run a new study to the end of its budget. Raises InvalidStudy where there is one of its name."""
     paths = RunPaths(runs, config.study)
     if paths.config.exists():
         raise InvalidStudy(f"study {config.study!r} exists: go on with `autocompress resume {config.study}`, or give another --study")
@@ -201,26 +207,6 @@ def survey_of(
     return found, bench.layers
 
 
-def doctor() -> list[tuple[str, str, str]]:
-    """What this machine can run: (what, ok | missing | note, detail or how to get it)."""
-    machine = this_machine()
-    rows = [
-        ("cpu", "ok", f"{machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets) or 'instruction sets unknown'}"),
-        ("training device", "ok", machine.gpu or "CPU; a CUDA build of torch and a GPU make recovery faster"),
-    ]
-    for name, (_, package, command) in sorted(RUNTIMES.items()):
-        if name == "fake":
-            continue
-        if importlib.util.find_spec(package) is None:
-            rows.append((f"runtime {name}", "missing", f"get it with `{command}`"))
-            continue
-        bits = find_runtime(name).weight_bits(machine)
-        real = ", ".join(str(width) for width in bits if not bits[width])
-        rows.append((f"runtime {name}", "ok", f"weight bits with real kernels: {real}"))
-        rows += [(f"{name}, {width} bits", "note", bits[width]) for width in (7, 8) if bits[width]]
-    return rows + [(name, "ok" if version != "absent" else "missing", version) for name, version in machine.versions.items()]
-
-
 def _config(task: Task | str, space: str | Path | Space, budget: int | str, study: str, settings: dict[str, Any]) -> SearchConfig:
     """Settings as the command line names them -> SearchConfig. Raises UserError with the field that is wrong."""
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -285,10 +271,7 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
             advance(1)
 
         def one(proposal: Proposal) -> TrialResult:
-            is_plane = config.space.objectives == pareto.TWO  # slow and inaccurate may still be the smallest
-            front = pareto.points(pareto.within(finished, config.limits)) if is_plane else ()
-            gate = Gate(config.min_speedup, front, floor_drop(bench.task, bench.baseline.accuracy))
-            return evaluate(proposal.recipe, bench, gate, paths.trial(proposal.number).folder)
+            return evaluate(proposal.recipe, bench, _gate(config, bench, finished, proposal.number), paths.trial(proposal.number).folder)
 
         stopped = run_study(paths, config, bench.layers, one, survey=bench.survey, on_trial=tell, say=progress.say)
     if stopped == "exhausted":
@@ -306,6 +289,16 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
         if any(result.measurement for result in paths.results()):
             write_report(paths, summary)
     return Study(paths)
+
+
+def _gate(config: SearchConfig, bench: Bench, finished: list[TrialResult], number: int) -> Gate:
+    """What a trial must have a hope for; nothing where the gate is left out."""
+    if "gate" not in config.parts:
+        return Gate()
+    is_plane = config.space.objectives == pareto.TWO  # slow and inaccurate may still be the smallest
+    front = pareto.points(pareto.within(finished, config.limits)) if is_plane else ()
+    floor = floor_drop(bench.task, bench.baseline.accuracy)
+    return Gate(config.min_speedup, front, floor, config.max_drop, curves_of(finished), is_audited(config.seed, number))
 
 
 def _check_constraints(config: SearchConfig, bench: Bench) -> None:

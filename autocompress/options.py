@@ -16,6 +16,10 @@ SamplerName = Annotated[
     str, typer.Option(metavar="NAME", help="auto: the own search; tpe, nsga2, nsga3, gp, random, qmc: that sampler of Optuna alone.")
 ]
 StopWhenFlat = Annotated[bool, typer.Option("--stop-when-flat", help="End early once the front stands still and nothing is expected.")]
+Constraints = Annotated[
+    list[str] | None, typer.Option(metavar="BOUND", help="One more bound: 'size_bytes <= 200000'; with soft, it costs. Repeatable.")
+]
+Storage = Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; SQLite in the study if not given.")]
 WarmStart = Annotated[str | None, typer.Option(metavar="STUDY", help="Try the front of another study of --runs early.")]
 Without = Annotated[list[str] | None, typer.Option(metavar="PART", hidden=True, help="Leave a part of the own search out.")]
 

@@ -201,3 +201,31 @@ def survey(
     present_survey(found, rows, Terminal(stderr=as_json))
     if as_json:
         Terminal().out(dumped({**found.model_dump(mode="json"), "layers": rows}))
+
+
+def list_studies(runs: Runs = RUNS) -> None:
+    """List the studies with their state.
+
+    \b
+    Example:
+      autocompress list --runs runs
+    """
+    from autocompress import job
+    from autocompress.terminal import Terminal, present_studies
+
+    present_studies(job.list_studies(runs), runs, Terminal())
+
+
+def doctor() -> None:
+    """Show what this machine can run.
+
+    Runtimes, device, kernels, and how to get the missing ones.
+
+    \b
+    Example:
+      autocompress doctor
+    """
+    from autocompress import job
+    from autocompress.terminal import Terminal, table
+
+    Terminal().print(table(("what", "state", "detail"), job.doctor()))

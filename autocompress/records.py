@@ -335,8 +335,19 @@ class Baseline(Frozen):
     machine: str
 
 
+class CurvePoint(Frozen):
+    """The drop of a trial after so many steps of its recovery, on the part of the search split that rungs look at."""
+
+    step: int
+    drop: float
+
+
 class TrialResult(Frozen):
-    """One finished trial: what was asked, how it ended, what was measured, where the time went (seconds a stage)."""
+    """One finished trial: what was asked, how it ended, what was measured, where the time went (seconds a stage).
+
+    ``gate_drop``: the drop that the gate let it hope for, where that stopped it. ``audit``: the gate would have stopped it, and it ran to
+    its end all the same; ``message`` says where.
+    """
 
     number: int = 0
     source: str = "given"
@@ -345,7 +356,29 @@ class TrialResult(Frozen):
     target: Target
     outcome: Outcome
     gate_speedup: float | None = None
+    gate_drop: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    audit: bool = False
     measurement: Measurement | None = None
     message: str = ""
     seconds: dict[str, float] = {}
     finished_at: str = ""
+
+
+class GateSavings(Frozen):
+    """What stopping trials on their way was worth in a study, and what it may have cost; seconds are estimated.
+
+    ``seconds``: what the gated trials would have taken more, had they taken as long as the measured ones on average. ``lost``: audits,
+    which ran to their end though the gate would have stopped them, that are on the front within the bounds.
+    """
+
+    gated: int
+    audits: int
+    seconds: float
+    lost: int
+
+    def __str__(self) -> str:
+        saved = f"{self.gated} trials stopped on their way, about {self.seconds:.0f} s saved"
+        if not self.audits:
+            return f"{saved}; no audit yet, so nobody knows what it lost"
+        return f"{saved}; {self.audits} more ran to their end as audits, {self.lost} of them on the front"

@@ -19,7 +19,7 @@ from typing import Any
 ROWS = Path(__file__).with_suffix(".csv")
 FIELDS = ("task", "method", "seed", "budget", "number", "source", "outcome", "speedup", "drop", "elapsed_s")
 PLAIN = ("tpe", "nsga2", "gp", "random")
-PARTS = ("survey", "analytic", "gate", "inherit", "accuracy_model")
+PARTS = ("survey", "analytic", "gate", "accuracy_model")
 MAX_DROP, FEW, MANY, MOST = 3.0, 10, 50, 150
 STEPS, QUANTIZED_STEPS = 40, 10  # recovery, the same for all
 GAIN, SHARE_OF_TIME, EARLY_SPEEDUP, EARLY_DROP = 1.25, 1 / 3, 3.0, 1.0
@@ -112,7 +112,8 @@ def plain(run: Run, folder: Path) -> list[dict[str, Any]]:
 
     from autocompress.bench import task_of
     from autocompress.config import Budget, SearchConfig
-    from autocompress.evaluate import Gate, evaluate, prepare
+    from autocompress.evaluate import evaluate, prepare
+    from autocompress.gate import Gate
     from autocompress.progress import Progress
     from autocompress.records import Target
     from autocompress.study.question import question_of

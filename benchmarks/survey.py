@@ -26,7 +26,7 @@ from autocompress.recipe import Recipe
 from autocompress.records import Survey
 from autocompress.runs import RunPaths
 from autocompress.runtimes.runtime import deploy
-from autocompress.study.propose import question_of
+from autocompress.study.question import question_of
 from autocompress.study.soundings import alone, structures
 from autocompress.surveyed import PROBES, survey_bench
 from autocompress.tasks.task import labelled, outputs_of

@@ -21,7 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own path is this folder
 
-from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare
+from autocompress.evaluate import Bench, confirm, evaluate, prepare
+from autocompress.gate import Gate
 from autocompress.progress import Progress
 from autocompress.records import Measurement, Target, TrialResult
 from autocompress.tasks.digits import digits

@@ -23,14 +23,15 @@ from autocompress.records import Attribution, LayerInfo, Measurement, Target, Tr
 from autocompress.verify import Tolerance
 
 COMMANDS = (
-    *("search", "resume", "show", "explain", "inspect", "ask", "compare", "survey", "export", "verify", "apply", "report", "list"),
-    "doctor",
+    *("search", "resume", "refine", "show", "explain", "inspect", "ask", "compare", "survey"),
+    *("export", "verify", "apply", "report", "list", "doctor"),
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
     "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run "
     "sampler stop-when-flat warm-start",
     "resume": "budget runs",
+    "refine": "trial budget study json runs",
     "show": "json csv runs",
     "explain": "trial json runs",
     "inspect": "trial threads json runs",

@@ -193,9 +193,9 @@ def test_every_objective_can_be_measured() -> None:
 
 
 def test_parts_that_are_left_out_are_named_by_what_is_known() -> None:
-    assert parts_without(["survey"]) == ("analytic", "gate", "inherit", "accuracy_model")
+    assert parts_without(["survey"]) == ("analytic", "gate", "accuracy_model")
     assert parts_without([]) == PARTS
-    with pytest.raises(InvalidSpace, match="--without: must be survey, analytic, gate, inherit, accuracy_model, got 'luck'"):
+    with pytest.raises(InvalidSpace, match="--without: must be survey, analytic, gate, accuracy_model, got 'luck'"):
         parts_without(["luck"])
 
 

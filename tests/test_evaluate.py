@@ -1,5 +1,6 @@
 """The one function that costs money: what it measures is one artifact, and how a trial may end."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -16,11 +17,11 @@ import toy_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.evaluate import Bench, Gate, confirm, evaluate, prepare, timed_inputs
-from autocompress.measure.latency import Timing
+from autocompress.evaluate import Bench, confirm, evaluate, prepare, timed_inputs
+from autocompress.gate import Curve, Gate
 from autocompress.progress import Progress
 from autocompress.recipe import Distillation, LayerPlan, Recipe, Recovery, Student
-from autocompress.records import CHECKS, Measurement, Target
+from autocompress.records import CHECKS, LatencyModel, Measurement, Survey, Target
 from autocompress.runtimes.runtime import Call, Deployed
 from autocompress.tasks.task import Task, score, with_holdout
 
@@ -141,17 +142,114 @@ def test_a_model_that_is_too_slow_is_not_trained_and_leaves_no_artifact(
     assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
 
 
-def timing(low: float, high: float) -> Timing:
-    return Timing(1.0, 1.0, (low + high) / 2, low, high, True, 20)
+def test_an_audit_of_a_model_that_is_too_slow_runs_to_its_end_and_says_so(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5), bench, Gate(min_speedup=1000, audit=True), tmp_path)
+    assert (result.outcome, result.audit) == ("measured", True)
+    assert "below min_speedup 1000" in result.message
+    kept = evaluate(recipe(0.5), bench, Gate(audit=True), tmp_path)
+    assert (kept.audit, kept.message) == (False, "")  # the gate would not have stopped it
 
 
-def test_the_gate_stops_only_what_no_accuracy_could_help() -> None:
-    assert Gate(min_speedup=2).stops(timing(1.8, 1.9))
-    assert not Gate(min_speedup=2).stops(timing(1.8, 2.1))
-    assert Gate(front=((3.0, -1.0),), floor_drop=-1.0).stops(timing(1.8, 2.1))
-    assert not Gate(front=((3.0, 0.5),), floor_drop=-1.0).stops(timing(1.8, 2.1))  # a better accuracy would be on the front
-    assert not Gate(front=((2.0, -1.0),), floor_drop=-1.0).stops(timing(1.8, 2.1))
-    assert not Gate().stops(timing(0.1, 0.1))
+LONG = Recovery(steps=8, quantized_steps=1)
+HOPELESS = Gate(max_drop=-50.0, curves=tuple(Curve({4: 10.0}, 9.0) for _ in range(8)))
+
+
+def test_the_drop_is_looked_at_before_recovery_and_at_every_quarter_of_it(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5, recovery=LONG), bench, Gate(), tmp_path)
+    assert [point.step for point in result.curve] == [0, 2, 4, 6, 8]
+    assert result.measurement is not None
+    assert result.curve[-1].drop == pytest.approx(result.measurement.drop, abs=1e-4)  # the toy's search split is small: all of it is seen
+    assert result.curve[0].drop > result.curve[-1].drop
+
+
+def test_looking_changes_nothing_of_what_is_trained(bench: Bench, tmp_path: Path) -> None:
+    weights = []
+    for part in (bench.part, None):
+        blind = replace(bench, part=part)
+        result = evaluate(recipe(0.5, 7, LONG), blind, Gate(), tmp_path / str(part is None))
+        assert (part is None) == (result.curve == ())
+        weights.append((tmp_path / str(part is None) / "artifact" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_trial_without_hope_stops_at_its_rung_and_leaves_no_artifact(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5, recovery=LONG), bench, HOPELESS, tmp_path)
+    assert (result.outcome, result.measurement) == ("gated", None)
+    assert [point.step for point in result.curve] == [0, 2, 4]
+    assert "after 4 steps" in result.message
+    assert result.gate_drop == pytest.approx(result.curve[-1].drop - 1.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_an_audit_without_hope_runs_to_its_end(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5, recovery=LONG), bench, replace(HOPELESS, audit=True), tmp_path)
+    assert (result.outcome, result.audit) == ("measured", True)
+    assert "after 4 steps" in result.message
+
+
+def test_a_metric_that_is_not_finite_on_the_way_leaves_a_gap_in_the_curve(bench: Bench, tmp_path: Path) -> None:
+    scores = iter([math.inf, 50.0, math.nan, 60.0, 70.0, 80.0])
+    picky = replace(bench, task=replace(bench.task, metric=lambda outputs, targets: next(scores)))
+    result = evaluate(recipe(0.5, recovery=LONG), picky, Gate(), tmp_path)
+    assert [point.step for point in result.curve] == [2, 6, 8]
+    assert result.measurement is not None
+    assert result.measurement.accuracy == 80.0
+
+
+# ---- speed that is known --------------------------------------------------------------------------------------------
+
+
+def test_a_structure_is_timed_once_whatever_else_differs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = replace(bench, speeds={}, lowered=set())
+    first = evaluate(recipe(0.5), fresh, Gate(min_speedup=1000), tmp_path)
+    monkeypatch.setattr(ROOM, "compare_batches", fail)
+    other = recipe(0.5, recovery=LONG).model_copy(update={"distillation": None})
+    again = evaluate(other, fresh, Gate(min_speedup=1000), tmp_path)
+    assert (again.outcome, again.gate_speedup) == ("gated", first.gate_speedup)
+
+
+def surveyed(bench: Bench, error: float) -> Bench:
+    """With a model that says of every recipe what the baseline takes, 1x."""
+    correction, baseline_ms = (bench.baseline.latency_ms, 0.0, 0.0), bench.baseline.latency_ms
+    latency = LatencyModel(
+        costs=(), correction=correction, baseline_ms=baseline_ms, error=error, probes=9, batch_size=1, input_shape=(1, 8, 8)
+    )
+    return replace(bench, survey=Survey(tried=(), layer_ms={}, latency=latency, samples=1), speeds={}, lowered=set())
+
+
+def test_what_is_surely_too_slow_as_predicted_is_not_even_deployed(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ROOM, "deploy", fail)
+    result = evaluate(recipe(0.5), surveyed(bench, 0.1), Gate(min_speedup=1.21), tmp_path)
+    assert (result.outcome, result.gate_speedup, result.seconds) == ("gated", pytest.approx(1.0), {})
+    assert "1.00x as predicted is below min_speedup 1.21" in result.message
+
+
+def test_what_the_error_of_the_prediction_leaves_open_is_timed(bench: Bench, tmp_path: Path) -> None:
+    result = evaluate(recipe(0.5), surveyed(bench, 0.2), Gate(min_speedup=1.21), tmp_path)
+    assert result.outcome == "measured"
+    assert result.gate_speedup != pytest.approx(1.0)
+
+
+def test_where_nothing_is_asked_of_the_speed_it_is_not_timed_before_training(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = replace(bench, speeds={}, lowered=set())
+    assert evaluate(recipe(0.25), fresh, Gate(), tmp_path / "first").gate_speedup is not None  # it could have been infeasible
+    monkeypatch.setattr(ROOM, "deploy", fail)
+    result = evaluate(recipe(0.5), fresh, Gate(), tmp_path / "second")
+    assert (result.outcome, result.gate_speedup) == ("measured", None)
+
+
+def test_what_is_surely_fast_enough_is_timed_once_only_when_its_kind_was_lowered_before(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = surveyed(bench, 0.1)
+    evaluate(recipe(0.25), known, Gate(min_speedup=0.5), tmp_path / "first")  # could be infeasible: it is deployed before it is trained
+    assert len(known.speeds) == 1
+    monkeypatch.setattr(ROOM, "deploy", fail)
+    result = evaluate(recipe(0.5), known, Gate(min_speedup=0.5), tmp_path / "second")
+    assert result.outcome == "measured"
+    assert result.gate_speedup == pytest.approx(1.0)
 
 
 # ---- expected endings, and bugs -------------------------------------------------------------------------------------
@@ -374,7 +472,7 @@ def over_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The baseline takes 8 ms a sample; candidates 8 ms a call and 1 ms a sample: 8/9 at batch 1, 4 at batch 8."""
     opened = type(bench.runtime).open
     monkeypatch.setattr(type(bench.runtime), "open", lambda *arguments: Slowed(opened(*arguments), 0.008, 0.001))
-    return replace(bench, target=Target(runtime="fake", batch_sizes=(8, 1)), deployed=Slowed(bench.deployed, 0.0, 0.008))
+    return replace(bench, target=Target(runtime="fake", batch_sizes=(8, 1)), deployed=Slowed(bench.deployed, 0.0, 0.008), speeds={})
 
 
 def test_over_several_batch_sizes_the_speed_is_the_geometric_mean_and_each_is_told(

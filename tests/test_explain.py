@@ -11,8 +11,9 @@ import autocompress
 from autocompress import explain as explain_trial
 from autocompress.decisions import Decision
 from autocompress.errors import InvalidStudy
-from autocompress.evaluate import Bench, Gate
+from autocompress.evaluate import Bench
 from autocompress.explain import undone
+from autocompress.gate import Gate
 from autocompress.measure.latency import Timing
 from autocompress.progress import Progress
 from autocompress.recipe import LayerPlan, Quantization, Recipe

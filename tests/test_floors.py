@@ -1,7 +1,8 @@
 """The house stands: rooms import only from lower floors, heavy libraries stay in their rooms, files and functions stay small.
 
 The sources are read with ``ast``, never imported. The table is that of DESIGN section 1,
-with what speaks to a person (`terminal`, `answers`, `progress`, `options`) and `decisions` on floor 3, `artifact` on 4, `compare` on 9,
+with what speaks to a person (`terminal`, `answers`, `progress`, `options`) and `decisions` on floor 3,
+`latency_model` and `gate` there too, for they are arithmetic, `artifact` and `speeds` on 4, `rungs` on 8, `compare` on 9,
 and what `job` is made of (`saved`, `bench`, `contest`, `explain`, `verify`) beside it.
 """
 
@@ -19,14 +20,14 @@ FLOORS = {
     "errors": 0,
     "recipe": 1,
     "records": 2,
-    **dict.fromkeys(("bounds", "config", "runs", "terminal", "answers", "progress", "options", "decisions", "latency_model"), 3),
-    **dict.fromkeys(("study", "report", "blocks", "artifact"), 4),
+    **dict.fromkeys(("bounds", "config", "runs", "terminal", "answers", "progress", "options", "decisions", "gate", "latency_model"), 3),
+    **dict.fromkeys(("study", "report", "blocks", "artifact", "speeds"), 4),
     "tasks": 5,
     **dict.fromkeys(("compress", "runtimes"), 6),
     "measure": 7,
-    "survey": 8,
+    **dict.fromkeys(("rungs", "survey"), 8),
     **dict.fromkeys(("evaluate", "export", "compare"), 9),
-    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "surveyed", "job"), 10),
+    **dict.fromkeys(("saved", "bench", "contest", "explain", "verify", "inspection", "surveyed", "doctor", "job", "refine"), 10),
     **dict.fromkeys(("questions", "cli", "__init__", "__main__"), 11),
 }
 # Five rooms (errors, recipe, records, config, runs) build on each other in turn, and the table has four floors for them:
@@ -34,16 +35,18 @@ FLOORS = {
 # rooms of a floor may see each other.
 # terminal is how progress, answers and cli speak; questions are commands of cli; report shows what study makes of the trials (recipes in
 # words, hypervolume, dimensions), so that there is one definition of each. Beside job: saved is the half of it that only reads, bench
-# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search.
+# what its functions begin with, contest, explain and verify what it asks of the evaluator beside a search. refine
+# starts a study from another one, as job starts all of them.
 STAIRS = {
     ("config", "bounds"), ("runs", "config"), ("progress", "config"), ("progress", "terminal"), ("answers", "terminal"),
     ("cli", "questions"), ("report", "study"), ("explain", "bench"), ("verify", "bench"), ("inspection", "bench"), ("surveyed", "bench"),
-    *(("job", room) for room in ("saved", "bench", "contest", "explain", "inspection", "surveyed", "verify")),
+    *(("refine", room) for room in ("bench", "job", "saved")),
+    *(("job", room) for room in ("saved", "bench", "contest", "doctor", "explain", "inspection", "surveyed", "verify")),
 }  # fmt: skip
 
 TORCH_ROOMS = {
-    *("blocks", "tasks", "compress", "runtimes", "measure", "survey", "evaluate", "export", "bench", "verify", "inspection", "surveyed"),
-    *("job", "cli"),
+    *("blocks", "tasks", "compress", "runtimes", "measure", "rungs", "survey", "evaluate", "export"),
+    *("bench", "verify", "inspection", "surveyed", "doctor", "job", "refine", "cli"),
 }
 OWNERS = {
     "optuna": {"study"},

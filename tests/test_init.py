@@ -18,6 +18,7 @@ HOMES = {
     "autocompress.job": ("apply", "doctor", "explain", "export", "inspect", "load", "resume", "search", "show", "verify"),
     "autocompress.recipe": ("Distillation", "LayerPlan", "Recipe", "Recovery"),
     "autocompress.records": ("Measurement", "Target", "TrialResult"),
+    "autocompress.refine": ("refine",),
     "autocompress.study.ask": ("ask",),
     "autocompress.tasks.task": ("Task",),
 }

@@ -10,7 +10,8 @@ import toy_task
 
 from autocompress import inspection as room
 from autocompress.errors import UserError
-from autocompress.evaluate import Bench, Gate, evaluate, prepare
+from autocompress.evaluate import Bench, evaluate, prepare
+from autocompress.gate import Gate
 from autocompress.inspection import inspect_trial
 from autocompress.progress import Progress
 from autocompress.recipe import LayerPlan, Recipe, Recovery

@@ -30,7 +30,7 @@ SPACE = Space(
     recovery=RecoverySpace(steps=2, quantized_steps=1, learning_rate=(0.001, 0.002, 0.003)),
 )
 KEYS = (
-    "study state finished budget budget_seconds stopped outcomes target max_drop min_speedup constraints baseline front best nearest "
+    "study state finished budget budget_seconds stopped outcomes gate target max_drop min_speedup constraints baseline front best nearest "
     "objectives hypervolume sources"
 )
 ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"
@@ -314,7 +314,7 @@ def test_a_metric_that_fails_on_an_artifact_is_one_line_and_no_finished_trial_is
     calls = count()
 
     def tired(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        return accuracy(outputs, targets) if next(calls) < 5 else float("nan")  # a check, two splits of the baseline, two trials
+        return accuracy(outputs, targets) if next(calls) < 12 else float("nan")  # a check, three of the baseline, four a trial
 
     task = replace(toy_task.make(), metric=tired, sample_scores=lambda outputs, targets: 100.0 * (outputs.argmax(1) == targets))
     asked: dict[str, Any] = {"space": SPACE, "runtime": "fake", "max_drop": 100.0, "min_speedup": 0.01, "study": "tired"}

@@ -301,7 +301,8 @@ def test_a_study_in_which_nothing_was_measured_still_reports_how_trials_ended(tm
     results = [trial(0, None), trial(1, None)]
     text = report(tmp_path, results, summarize(results, None)).text
     assert "No recipe was measured" in text
-    assert "gated 2 stopped before training" in text
+    assert "gated 2 stopped on the way" in text
+    assert "The gate: 2 trials stopped on their way, about 0 s saved; no audit yet" in text
 
 
 def test_a_study_without_a_finished_trial_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_every_trial_of_the_pareto_figure_says_its_numbers_and_its_recipe(tmp_pa
 def test_a_trial_that_was_never_trained_is_drawn_faint_with_its_first_speed(tmp_path: Path) -> None:
     results = [RESULTS[3], RESULTS[1].model_copy(update={"gate_speedup": 1.25})]
     page = report(tmp_path, results, summarize(results, confirmed_best()))
-    assert "trial 1: stopped before training: too slow to reach the front, 1.25x before training" in "\n".join(page.tips)
+    assert "trial 1: stopped on the way: it could not reach the front within the bounds, 1.25x before training" in "\n".join(page.tips)
 
 
 def test_every_mark_lies_inside_the_figure(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_resuming_reads_the_survey_and_measures_none(study: Study, monkeypatch: 
 
 
 def test_without_a_survey_none_is_made(tmp_path: Path) -> None:
-    without = searched(tmp_path / "runs", survey=False)
-    assert not without.config.survey
+    without = searched(tmp_path / "runs", without=("survey",))
+    assert "survey" not in without.config.parts
     assert without.paths.read_survey() is None
 
 

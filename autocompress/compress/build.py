@@ -30,7 +30,7 @@ from autocompress.compress.prune import (
     widths,
 )
 from autocompress.compress.quantize import fold_batch_norm, layer_bits, quantize
-from autocompress.compress.recover import recover_
+from autocompress.compress.recover import Look, recover_
 from autocompress.errors import InfeasibleRecipe
 from autocompress.recipe import LayerPlan, Pruning, Recipe
 
@@ -45,7 +45,8 @@ StageTimer = Callable[[str], AbstractContextManager[None]]
 @dataclass(frozen=True, eq=False)
 class Materials:
     """What the stages work with beside the model, on its device: ``samples`` are ``training_steps`` batches with the teachers' outputs,
-    ``scoring`` a few batches for importances that look at data, ``calibration`` inputs (N, ...).
+    ``scoring`` a few batches for importances that look at data, ``calibration`` inputs (N, ...). ``look(model, step)`` is called before
+    the float recovery (step 0) and after each of its steps; it must leave the model as it is, and what it raises ends the work.
     """
 
     calibration: Tensor
@@ -53,6 +54,7 @@ class Materials:
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()))
     scoring: tuple[Sample, ...] = ()
     build_student: BuildStudent | None = None
+    look: Look | None = None
 
     @property
     def example(self) -> Tensor:
@@ -87,7 +89,7 @@ class _Line:
     def __init__(self, model: nn.Module, recipe: Recipe, given: Materials, timed: StageTimer) -> None:
         self.model, self.recipe, self.given, self.timed = model, recipe, given, timed
         self.samples, self.lesson = given.samples, given.lesson
-        self.lessons_left = recipe.order.count("distill")
+        self.lessons_left, self.steps_done = recipe.order.count("distill"), 0
         importance = {str(name): weight for name, weight in recipe.pruning.importance.items()}
         self.scoring = Scoring(importance, given.scoring, given.lesson.loss, recipe.pruning.seed)
 
@@ -114,11 +116,11 @@ class _Line:
             assistant = make_assistant(self.model, settings, self.recipe, self.given.example, self.samples, self.given.lesson)
         self.samples, self.lesson = retaught(self.samples, assistant), replace(self.lesson, teacher=assistant)
 
-    def train(self, model: nn.Module, steps: int | None = None) -> nn.Module:
+    def train(self, model: nn.Module, steps: int | None = None, look: Look | None = None) -> nn.Module:
         if model is self.model:  # no stage before made a copy
             model = copy.deepcopy(model)
         with self.timed("recover"):
-            return recover_(model, self.recipe, self.samples, self.lesson, steps)
+            return recover_(model, self.recipe, self.samples, self.lesson, steps, look)
 
     def prune(self, model: nn.Module) -> nn.Module:
         """Blocks first; then heads, hidden units and channels, at once or along the cubic schedule."""
@@ -155,7 +157,14 @@ class _Line:
         """An equal share of the steps for each of these stages; the last takes what is left over."""
         count, steps = self.recipe.order.count("distill"), self.recipe.recovery.steps
         self.lessons_left -= 1
-        return self.train(model, steps // count + (steps % count if self.lessons_left == 0 else 0))
+        own = steps // count + (steps % count if self.lessons_left == 0 else 0)
+        done, self.steps_done, look = self.steps_done, self.steps_done + own, self.given.look
+        if look is None:
+            return self.train(model, own)
+        if done == 0:
+            with self.timed("recover"):
+                look(model, 0)
+        return self.train(model, own, lambda work, step: look(work, done + step))
 
     def quantize(self, model: nn.Module) -> nn.Module:
         if not self.recipe.is_quantized:

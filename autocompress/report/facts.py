@@ -17,7 +17,7 @@ PERCENT = "%"
 MOST_LINES = 10  # of a recipe in words, beside the mark of a figure
 OUTCOMES = {
     "measured": "ran to the end",
-    "gated": "stopped before training: too slow to reach the front",
+    "gated": "stopped on the way: it could not reach the front within the bounds",
     "infeasible": "this model or target cannot realize it",
     "out_of_memory": "ran out of memory",
     "diverged": "the loss was no longer finite",
@@ -80,6 +80,12 @@ class Facts:
     def recipes(self) -> dict[int, str]:
         """Every trial's recipe in words, a line a changed layer or run of equal ones."""
         return {result.number: cut(pareto.describe(result.recipe, self.layers)) for result in self.results}
+
+    @property
+    def gate(self) -> str:
+        """What stopping trials on their way saved and may have lost; an empty string where it stopped and audited none."""
+        savings = pareto.gate_savings(self.results, pareto.bounds_of(self.config))
+        return str(savings) if savings.gated or savings.audits else ""
 
     @property
     def inspection(self) -> Inspection | None:

@@ -95,7 +95,7 @@ def others_(axes: Axes, facts: Facts) -> Tips:
         **scatter_(axes, "inside", inside, color=GREY, label="dominated", **faint),
         **scatter_(axes, "outside", outside, facecolor="none", edgecolor=GREY, label="outside a bound", **faint),
         **scatter_(axes, "beyond", beyond, marker=">", color=GREY, label=f"{len(beyond)} lost more", **faint),
-        **scatter_(axes, "gated", gated, marker="_", color=GREY, label=f"{len(gated)} stopped before training", **{**faint, "s": 40}),
+        **scatter_(axes, "gated", gated, marker="_", color=GREY, label=f"{len(gated)} stopped on the way", **{**faint, "s": 40}),
         **scatter_(axes, "baseline", [Mark(0, 1, baseline_words(facts))], marker="x", s=28, color=INK, label="baseline"),
     }
 

@@ -72,8 +72,9 @@ def outcomes(facts: Facts) -> str:
     rows = [(name, bar(count / total, str(count)), OUTCOMES.get(name, "")) for name, count in counts.items() if count]
     stopped = f": {facts.summary['stopped']}" if facts.summary.get("stopped") else ""
     state = note(f"The study is {facts.summary.get('state', UNKNOWN)}, {len(facts.results)} trials finished{stopped}.")
+    gate = note(f"The gate: {facts.gate}.") if facts.gate else ""
     files = note("Beside this page: trials.csv with every number of every trial, and figures/ with each figure as PNG and SVG.")
-    return section("How the trials ended", table(("outcome", "trials", "meaning"), rows, "words"), state, files)
+    return section("How the trials ended", table(("outcome", "trials", "meaning"), rows, "words"), state, gate, files)
 
 
 def surroundings(facts: Facts) -> str:

@@ -140,4 +140,4 @@ def _speed(result: TrialResult) -> float | None:
 def _drop(result: TrialResult, max_drop: float) -> float | None:
     if result.measurement is not None:
         return result.measurement.drop
-    return None if result.outcome == "gated" else WRECKED * max_drop
+    return result.gate_drop if result.outcome == "gated" else WRECKED * max_drop

@@ -9,7 +9,7 @@ from autocompress.bounds import OBJECTIVES, Constraint, value_of
 from autocompress.config import SearchConfig
 from autocompress.errors import InvalidStudy
 from autocompress.recipe import FLOAT_BITS, ORDER, LayerPlan, Pruning, Quantization, Recipe, Recovery
-from autocompress.records import Baseline, LayerInfo, Measurement, TrialResult
+from autocompress.records import Baseline, GateSavings, LayerInfo, Measurement, TrialResult
 
 SHORT_RUN = 2  # neighbours with equal words up to which each has a line of its own
 UNMEASURED = "not measured"
@@ -199,6 +199,21 @@ def outcomes(results: Iterable[TrialResult]) -> dict[str, int]:
     return dict(sorted(((name, ended.count(name)) for name in set(ended)), key=lambda item: (-item[1], item[0])))
 
 
+def gate_savings(results: Sequence[TrialResult], bounds: Bounds) -> GateSavings:
+    """What the gate saved, and which audits are front members that it would have lost."""
+    gated = [result for result in results if result.outcome == "gated"]
+    whole = [sum(result.seconds.values()) for result, _ in measured(results)]
+    usual = sum(whole) / len(whole) if whole else 0.0
+    audits = [result for result, _ in measured(results) if result.audit]
+    lost = [result for result in front(within_bounds(results, bounds)) if result.audit]
+    seconds = sum(max(0.0, usual - sum(result.seconds.values())) for result in gated)
+    return GateSavings(gated=len(gated), audits=len(audits), seconds=seconds, lost=len(lost))
+
+
+def within_bounds(results: Iterable[TrialResult], bounds: Bounds) -> list[TrialResult]:
+    return [result for result, point in measured(results) if bounds.hold(point)]
+
+
 def row(result: TrialResult, holdout: Measurement | None, bounds: Bounds) -> dict[str, Any]:
     """One line of the front: numbers of the search split, and those of the holdout split where it was measured.
 
@@ -249,6 +264,7 @@ def summary(
         "budget_seconds": config.budget.seconds,
         "stopped": stopped,
         "outcomes": outcomes(results),
+        "gate": gate_savings(results, bounds).model_dump(mode="json"),
         "target": config.target.model_dump(mode="json"),
         "max_drop": config.max_drop,
         "min_speedup": config.min_speedup,

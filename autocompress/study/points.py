@@ -158,6 +158,11 @@ def _look_up(values: Values, kind: str, name: str, otherwise: float) -> Any:
     return values.get(f"{kind}:{name}", values.get(f"{kind}:*", otherwise))
 
 
+def starts(dims: Sequence[Dimension], near: Mapping[str, int]) -> list[dict[str, int]]:
+    """Points to begin with: the one that a narrowed space lies around, or the anchors."""
+    return [{dim.name: min(near[dim.name], 1) for dim in sampled(dims)}] if near else anchors(dims)
+
+
 def anchors(dims: Sequence[Dimension]) -> list[dict[str, int]]:
     """Uniform points to start from, mild to hard: keep near 0.5, near 0.25, smallest, each with the fewest bits and in float.
 

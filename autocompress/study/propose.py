@@ -21,7 +21,7 @@ from autocompress.study.evolution import anywhere, crossed, drifted, mutated, re
 from autocompress.study.expectation import Expectation, Seen
 from autocompress.study.forecast import Floats, Forecast, Points
 from autocompress.study.gain import expected_gain
-from autocompress.study.points import anchors
+from autocompress.study.points import starts
 from autocompress.study.question import Question
 from autocompress.study.realized import realized
 from autocompress.study.samplers import Told, ask, remember, seed_for
@@ -128,10 +128,11 @@ def prepared(question: Question, memory: Memory) -> tuple[Forecast, list[Candida
         analytic: list[Points] = []
         if "analytic" in question.parts:
             analytic = [*spread(analytic_front(forecast, question.min_speedup, settings))]
-        uniform = [forecast.point(params) for params in anchors(question.dimensions)]
-        starts = [("transfer", forecast.point(params)) for params in question.start]
+        uniform = [forecast.point(params) for params in starts(question.dimensions, question.space.near)]
+        given = [("transfer", forecast.point(params)) for params in question.start]
+        given += [("anchor", uniform.pop(0))] if question.space.near else []  # the trial that is refined comes before all others
         pairs = zip_longest((("analytic", one) for one in analytic), (("anchor", one) for one in uniform))
-        memory.first = [*starts, *(one for one in chain.from_iterable(pairs) if one is not None)]
+        memory.first = [*given, *(one for one in chain.from_iterable(pairs) if one is not None)]
     return memory.forecast, memory.first
 
 

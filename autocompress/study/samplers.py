@@ -147,7 +147,8 @@ def verdict(question: Question, result: TrialResult) -> tuple[TrialState, list[f
         return TrialState.COMPLETE, [other if one is None else one for one, other in zip(found, worst, strict=True)], limits
     if result.outcome == "gated" and result.gate_speedup is not None:
         missing = question.min_speedup - result.gate_speedup
-        return TrialState.PRUNED, None, {"drop": 0.0, "speedup": max(missing, LEAST_VIOLATION), **own}
+        over = 0.0 if result.gate_drop is None else max(0.0, result.gate_drop - question.max_drop)
+        return TrialState.PRUNED, None, {"drop": over, "speedup": max(missing, LEAST_VIOLATION), **own}
     return TrialState.PRUNED, None, {"drop": 0.0, "speedup": NO_MEASUREMENT, **own}
 
 

@@ -1,7 +1,7 @@
 """From what a Space wishes and the survey allows to ordered dimensions; `points` makes a Recipe of a point in them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -65,9 +65,21 @@ class Dimension:
 
 
 def dimensions(space: Space, layers: Sequence[LayerInfo]) -> tuple[Dimension, ...]:
-    """Every dimension, fixed ones included. Raises InvalidSpace for a rule that does nothing and a space without a choice."""
+    """Every dimension, fixed ones included, narrowed to what ``space.near`` leaves.
+
+    Raises InvalidSpace for a rule that does nothing and a space without a choice.
+    """
+    found = narrowed_to(whole_dimensions(space, layers), space.near)
+    if not any(dimension.is_sampled for dimension in found) or (space.student is None and all(map(is_untouched, found))):
+        raise InvalidSpace(_why_nothing(space, layers, found))
+    check_orders(space, found)
+    return found
+
+
+def whole_dimensions(space: Space, layers: Sequence[LayerInfo]) -> tuple[Dimension, ...]:
+    """Every dimension with all its choices, whatever ``space.near`` says."""
     check_rules(space, layers)
-    found = (
+    return (
         *keep_dimensions(space, layers),
         *drop_dimensions(space, layers),
         *sparsity_dimensions(space, layers),
@@ -75,10 +87,20 @@ def dimensions(space: Space, layers: Sequence[LayerInfo]) -> tuple[Dimension, ..
         *bits_dimensions(space, layers),
         *settings_dimensions(space),
     )
-    if not any(dimension.is_sampled for dimension in found) or (space.student is None and all(map(is_untouched, found))):
-        raise InvalidSpace(_why_nothing(space, layers, found))
-    check_orders(space, found)
-    return found
+
+
+def narrowed_to(dims: Iterable[Dimension], near: Mapping[str, int]) -> tuple[Dimension, ...]:
+    """Each dimension that ``near`` names with its choice there and the neighbours of that, of names that choice alone; others as they are.
+
+    Raises InvalidSpace for a dimension or a choice that the space does not have.
+    """
+    known = {dim.name: dim for dim in dims}
+    for name, index in near.items():
+        if name not in known or not 0 <= index < len(known[name].choices):
+            raise InvalidSpace(f"near.{name}: this space has no dimension of that name with a choice {index}; take it out of `near`.")
+        reach = 1 if known[name].is_numeric else 0
+        known[name] = Dimension(name, known[name].choices[max(0, index - reach) : index + reach + 1])
+    return tuple(known.values())
 
 
 def sampled(dims: Iterable[Dimension]) -> tuple[Dimension, ...]:

@@ -21,6 +21,7 @@ from autocompress.study.pareto import (
     confirmed,
     describe,
     front,
+    gate_savings,
     hypervolume,
     knee,
     nearest,
@@ -219,7 +220,7 @@ def test_the_summary_keeps_its_contract(
     results = [make_trial(0, 4.0, 1.0), make_trial(1, 2.0, 0.0), make_trial(2), make_trial(3, outcome="diverged")]
     told = summary(make_config(), baseline, results, {0: make_measurement(3.9, 1.2)}, state="finished", stopped="budget")
     assert list(told) == [
-        "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "target",
+        "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "gate", "target",
         "max_drop", "min_speedup", "constraints", "baseline", "front", "best", "nearest",
         "objectives", "hypervolume", "sources",
     ]  # fmt: skip
@@ -340,3 +341,17 @@ def test_a_source_earned_what_would_be_lost_without_it(make_trial: MakeTrial) ->
     assert found["anchor"] == {"trials": 2, "measured": 2, "front": 1, "lost_without": pytest.approx(3.0)}
     assert found["mutation"] == {"trials": 1, "measured": 1, "front": 1, "lost_without": pytest.approx(2.0)}
     assert found["tpe"] == {"trials": 1, "measured": 0, "front": 0, "lost_without": 0.0}
+# ---- what the gate saved --------------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_held_to_what_its_audits_became(make_trial: MakeTrial) -> None:
+    taken = [make_trial(0, 3.0, 1.0), make_trial(1, 2.5, 2.0), make_trial(2, gate_speedup=2.2), make_trial(3, gate_speedup=1.1)]
+    taken = [one.model_copy(update={"seconds": {"recover": spent}}) for one, spent in zip(taken, (8.0, 12.0, 4.0, 1.0), strict=True)]
+    before = gate_savings(taken, WIDE)
+    assert (before.gated, before.audits, before.seconds, before.lost) == (2, 0, 15.0, 0)
+    assert str(before) == "2 trials stopped on their way, about 15 s saved; no audit yet, so nobody knows what it lost"
+    audits = {4: (2.4, 2.8), 5: (4.0, 2.9), 6: (9.0, 3.1), 7: (1.5, 0.0)}  # dominated; on the front; beyond max_drop; below min_speedup
+    also = [make_trial(number, *point).model_copy(update={"audit": True}) for number, point in audits.items()]
+    after = gate_savings([*taken, *also], WIDE)
+    assert (after.audits, after.lost) == (4, 1)
+    assert str(after).endswith("; 4 more ran to their end as audits, 1 of them on the front")

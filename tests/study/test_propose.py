@@ -126,6 +126,8 @@ def test_every_ending_is_told_so_that_tpe_learns_from_it(question: Question, mak
     assert gated == (TrialState.PRUNED, None, {"drop": 0.0, "speedup": 0.75})
     fast_but_gated = verdict(question, make_trial(0, gate_speedup=9.0))
     assert fast_but_gated[2]["speedup"] > 0
+    hopeless = make_trial(0, gate_speedup=9.0).model_copy(update={"gate_drop": 7.0})
+    assert verdict(question, hopeless)[2]["drop"] == 4.0  # or TPE would take it for nearly feasible
     for outcome in ("infeasible", "out_of_memory", "diverged", "timed_out", "died"):
         state, values, limits = verdict(question, make_trial(0, outcome=outcome))
         assert (state, values) == (TrialState.PRUNED, None)

@@ -7,7 +7,7 @@ training; a live teacher runs before the student, without a graph, and leaves on
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -26,13 +26,17 @@ from autocompress.recipe import Recipe
 
 QUANTIZED_RATE = 0.1  # learning rate of the fake-quantized steps, relative to the float ones: the weights only settle on the grid
 LONGEST_GRADIENT = 5.0
+Look = Callable[[nn.Module, int], None]
 FEW = 2  # samples that the shapes of features are read from
 
 
-def recover_(model: nn.Module, recipe: Recipe, samples: Iterator[Sample], lesson: Lesson, steps: int | None = None) -> nn.Module:
+def recover_(
+    model: nn.Module, recipe: Recipe, samples: Iterator[Sample], lesson: Lesson, steps: int | None = None, look: Look | None = None
+) -> nn.Module:
     """Train ``model`` in place on the next ``steps`` samples, on the device where both are; ends in eval mode.
 
     Without ``steps``: ``recovery.steps``, or ``quantized_steps`` if the model is fake-quantized; 0 reads no sample and changes nothing.
+    ``look(model, step)`` is called after every step, from 1; what it raises ends the training.
     Raises InfeasibleRecipe where the model cannot be trained so, before any step, and Diverged, with the step, where the loss is not finite
     or climbs and stays up.
     """
@@ -53,6 +57,8 @@ def recover_(model: nn.Module, recipe: Recipe, samples: Iterator[Sample], lesson
             run = _Run(model, recipe, lesson, comparison, steps)
             for step in range(steps):
                 run.step_(step, next(samples) if step else first)
+                if look is not None:
+                    look(model, step + 1)
         run.finish_()
     return model.eval()
 
