@@ -1,6 +1,7 @@
 """A study is surveyed once, before its first trial; the command shows the same without a study."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from autocompress.records import Survey
 from autocompress.report.survey import layer_rows, save_survey
 from autocompress.runs import RunPaths, read_json
 from autocompress.saved import Study
+from autocompress.surveyed import PROBES
 
 
 def searched(runs: Path, **changes: Any) -> Study:
@@ -26,8 +28,10 @@ def searched(runs: Path, **changes: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return searched(tmp_path_factory.mktemp("surveyed") / "runs")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autocompress.survey.probes.LEAST_PROBES", PROBES)  # all of them, however slow the machine is just now
+        yield searched(tmp_path_factory.mktemp("surveyed") / "runs")
 
 
 @pytest.fixture(scope="module")

@@ -89,8 +89,8 @@ def test_a_thousand_layers_end_in_time_and_what_was_not_tried_says_so() -> None:
         for index in range(1000) for rank in (2, 4, 6)
     ]  # fmt: skip
     started = time.monotonic()
-    found = harms(model, wide, judge, seconds=2.0).tried
-    assert time.monotonic() - started < 60  # the machine is shared: 2 s, the look at the model, and one choice at the most
+    found = harms(model, wide, judge, seconds=6.0).tried
+    assert time.monotonic() - started < 60  # the machine is shared: 6 s, the look at the model, and one choice at the most
     tried = [int(one.name) // 2 for one in found if one.harm is not None]
     assert tried
     assert len(tried) < len(found)
