@@ -12,6 +12,7 @@ from autocompress.measure.machine import differences
 from autocompress.records import Baseline, Machine, Target, TrialResult
 from autocompress.runs import RunPaths, is_running, studies
 from autocompress.study import pareto
+from autocompress.study.summary import summary
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def _read(paths: RunPaths) -> _Study:
             f"study {paths.study!r} has no finished trial, so there is nothing to compare. Go on with `autocompress resume {paths.study}`."
         )
     baseline, state = paths.read_baseline(), "running" if is_running(paths) else "not running"
-    summary = pareto.summary(config, baseline, results, paths.holdouts(), state=state)
-    return _Study(config, baseline, paths.read_machine(), summary, results)
+    found = summary(config, baseline, results, paths.holdouts(), state=state)
+    return _Study(config, baseline, paths.read_machine(), found, results)
 
 
 def _studies(a: _Study, b: _Study) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from autocompress.study.propose import Proposal
 from autocompress.study.question import question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
+from autocompress.study.summary import summary
 from autocompress.survey import check_recipe, survey
 from autocompress.surveyed import survey_bench, survey_study
 from autocompress.tasks.task import Task, calibration, floor_drop, stream
@@ -283,11 +284,11 @@ def _drive(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress
     time_contenders(paths, pareto.bounds_of(config), bench, progress)
     _confirm_front(paths, config, bench, progress)
     _look_closer(paths, config, bench, progress)
-    summary = pareto.summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
-    write_text(paths.pareto, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    found = summary(config, bench.baseline, paths.results(), paths.holdouts(), state="finished", stopped=stopped)
+    write_text(paths.pareto, json.dumps(found, indent=1, allow_nan=False) + "\n")
     with progress.stage("report"):
         if any(result.measurement for result in paths.results()):
-            write_report(paths, summary)
+            write_report(paths, found)
     return Study(paths)
 
 

@@ -11,6 +11,7 @@ from autocompress.records import TrialResult
 from autocompress.report import trials_csv, write_report
 from autocompress.runs import RunPaths, is_running, studies
 from autocompress.study import pareto
+from autocompress.study.summary import summary
 
 
 class Study:
@@ -35,7 +36,7 @@ class Study:
         baseline = self.paths.read_baseline() if self.paths.baseline.exists() else None
         stopped = self._stopped(len(results))
         state = "running" if is_running(self.paths) else "finished" if stopped else "interrupted"
-        return pareto.summary(self.config, baseline, results, self.paths.holdouts(), state=state, stopped=stopped)
+        return summary(self.config, baseline, results, self.paths.holdouts(), state=state, stopped=stopped)
 
     def front(self) -> list[dict[str, Any]]:
         """The Pareto front, fastest first."""

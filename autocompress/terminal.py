@@ -217,6 +217,8 @@ def present_front(summary: Row, console: Terminal) -> None:
     if several:
         console.line("It is the geometric mean over the batch sizes; worst: the lowest of them,", "dim")
         console.line("and at which.", "dim")
+    for one, other in summary.get("equals", ()):
+        console.line(f"trials {one} and {other}: equally fast as far as this machine can tell", "dim")
     present_failed(summary, console)
 
 

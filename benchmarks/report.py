@@ -41,6 +41,7 @@ from autocompress.runs import Layers, RunPaths, to_json, write_text
 from autocompress.study import pareto
 from autocompress.study.points import recipe_of
 from autocompress.study.space import dimensions, sampled
+from autocompress.study.summary import summary
 
 TRIALS, LAYERS, REPEATS = 500, 20, 3
 MOST_SECONDS, MOST_BYTES = 5.0, 6_000_000
@@ -189,7 +190,7 @@ def attribution(best: TrialResult, dice: random.Random) -> Attribution:
 
 def told(paths: RunPaths) -> dict[str, Any]:
     facts = paths.read_config(), paths.read_baseline(), paths.results(), paths.holdouts()
-    return pareto.summary(*facts, state="finished", stopped="budget")
+    return summary(*facts, state="finished", stopped="budget")
 
 
 def startup_seconds() -> float:

@@ -30,7 +30,7 @@ SPACE = Space(
     recovery=RecoverySpace(steps=2, quantized_steps=1, learning_rate=(0.001, 0.002, 0.003)),
 )
 KEYS = (
-    "study state finished budget budget_seconds stopped outcomes gate target max_drop min_speedup constraints baseline front best nearest "
+    "study state finished budget budget_seconds stopped outcomes gate target max_drop min_speedup constraints baseline equals front best nearest "
     "objectives hypervolume sources"
 )
 ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"

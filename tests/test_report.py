@@ -37,7 +37,7 @@ from autocompress.records import (
 )
 from autocompress.report import trials_csv, write_report
 from autocompress.runs import Layers, RunPaths, to_json, write_text
-from autocompress.study import pareto
+from autocompress.study.summary import summary as summary_of
 
 TARGET = Target(runtime="onnxruntime", batch_size=1, threads=2)
 REFERENCE = "the same model in fp32 in onnxruntime on cpu at batch 1, 2 threads"
@@ -267,7 +267,7 @@ def test_the_summary_that_show_prints_is_what_the_report_reads(tmp_path: Path) -
     paths = make_study(tmp_path, RESULTS)
     write_text(paths.trial(3).holdout, to_json(measurement(1.7, 2.7, "holdout")))
     facts = (paths.read_config(), paths.read_baseline(), RESULTS, paths.holdouts())
-    told = pareto.summary(*facts, state="finished", stopped="budget used")
+    told = summary_of(*facts, state="finished", stopped="budget used")
     text = Page(write_report(paths, told)[0].read_text(encoding="utf-8")).text
     assert "Found: trial 3, 1.70 times faster" in text
     assert "The best recipe is NOT CONFIRMED" in text

@@ -163,4 +163,6 @@ def front_table(facts: Facts) -> str:
         rows.append((trial, interval(row), *numbers, interval(holdout), score(holdout.get("drop"), facts.unit)))
     marked = next((index for index, row in enumerate(front) if row["trial"] == best), -1)
     text = "No measured recipe beats one of these on both speed and drop. Speedups with 95 % intervals are against"
-    return section("Pareto front", table(head, rows, marked=marked), note(f"{text} {reference(facts)}."))
+    pairs = "; ".join(f"{one} and {other}" for one, other in facts.summary.get("equals", ()))
+    equal = note(f"Equally fast as far as this machine can tell: trials {pairs}.") if pairs else ""
+    return section("Pareto front", table(head, rows, marked=marked), note(f"{text} {reference(facts)}."), equal)

@@ -10,6 +10,7 @@ from autocompress.errors import InvalidStudy
 from autocompress.records import Attribution, Baseline, Inspection, LayerInfo, Machine, Measurement, Part, Survey, Target, TrialResult
 from autocompress.runs import RunPaths
 from autocompress.study import pareto
+from autocompress.study.summary import gate_savings
 
 Row = Mapping[str, Any]
 UNKNOWN = "-"
@@ -84,7 +85,7 @@ class Facts:
     @property
     def gate(self) -> str:
         """What stopping trials on their way saved and may have lost; an empty string where it stopped and audited none."""
-        savings = pareto.gate_savings(self.results, pareto.bounds_of(self.config))
+        savings = gate_savings(self.results, pareto.bounds_of(self.config))
         return str(savings) if savings.gated or savings.audits else ""
 
     @property

@@ -10,7 +10,8 @@ from autocompress.bounds import Constraint
 from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import Measurement, TrialResult
 from autocompress.runs import RunPaths, is_running
-from autocompress.study.pareto import Bounds, describe, measured, row
+from autocompress.study.pareto import Bounds, describe, measured
+from autocompress.study.summary import row
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

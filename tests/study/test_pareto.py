@@ -18,19 +18,15 @@ from autocompress.study.pareto import (
     Bounds,
     best,
     bounds_of,
-    confirmed,
     describe,
     front,
-    gate_savings,
     hypervolume,
     knee,
     nearest,
     pick,
-    row,
-    sources,
-    summary,
     within,
 )
+from autocompress.study.summary import confirmed, gate_savings, row, sources, summary
 
 MakeTrial = Callable[..., TrialResult]
 MakeMeasurement = Callable[..., Measurement]
@@ -221,7 +217,7 @@ def test_the_summary_keeps_its_contract(
     told = summary(make_config(), baseline, results, {0: make_measurement(3.9, 1.2)}, state="finished", stopped="budget")
     assert list(told) == [
         "study", "state", "finished", "budget", "budget_seconds", "stopped", "outcomes", "gate", "target",
-        "max_drop", "min_speedup", "constraints", "baseline", "front", "best", "nearest",
+        "max_drop", "min_speedup", "constraints", "baseline", "equals", "front", "best", "nearest",
         "objectives", "hypervolume", "sources",
     ]  # fmt: skip
     assert (told["finished"], told["budget"], told["budget_seconds"], told["stopped"]) == (4, 12, None, "budget")
