@@ -24,8 +24,8 @@ from autocompress.contest import time_contenders
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, Gate, confirm, evaluate
 from autocompress.explain import explain
+from autocompress.export import Origin, load
 from autocompress.export import export as export_trial
-from autocompress.export import load
 from autocompress.inspection import inspect, inspect_trial
 from autocompress.measure.machine import in_words, this_machine
 from autocompress.measure.quality import checks
@@ -42,6 +42,7 @@ from autocompress.study.propose import Proposal, question_of
 from autocompress.study.space import space_size
 from autocompress.study.study import run as run_study
 from autocompress.survey import check_recipe, survey
+from autocompress.tasks.find import absolute
 from autocompress.tasks.task import Task, calibration, floor_drop, stream
 from autocompress.verify import verify
 
@@ -80,8 +81,8 @@ def search(
     """Search for the fastest recipes of a task's model and measure them on artifacts that really run.
 
     ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
-    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL);
-    see SearchConfig, Target.
+    max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL),
+    task_options ({"data": "folder"}, for a task by name); see SearchConfig, Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -94,7 +95,7 @@ def search(
     with only_driver(paths):
         try:
             paths.write_config(config)
-            return _drive(paths, config, task_of(task, runs, progress), progress)
+            return _drive(paths, config, task_of(task, runs, progress, config.task_options), progress)
         except UserError:
             if not paths.results():
                 shutil.rmtree(paths.folder, ignore_errors=True)  # wrong input leaves no study behind
@@ -118,7 +119,7 @@ def resume(
     progress.begin(config, paths.folder)
     with only_driver(paths):
         same_machine(paths)
-        return _drive(paths, config, task_of(task or config.task, paths.runs, progress), progress)
+        return _drive(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
 
 
 def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress: Progress | None = None, **asked: Any) -> DryRun:
@@ -127,7 +128,7 @@ def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress:
     settings = dict(asked)
     space, budget, study = settings.pop("space", "default"), settings.pop("budget", 50), settings.pop("study", None)
     config = _config(task, space, budget, study or free_name(Path(runs), _stem(task)), settings)
-    ready = task_of(task, Path(runs), progress)
+    ready = task_of(task, Path(runs), progress, config.task_options)
     layers = _survey(ready, config)
     question = question_of(config, layers)
     choices = [(dimension.name, dimension.choices) for dimension in question.dimensions]
@@ -167,7 +168,7 @@ def apply(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
-    ready = task_of(task, scratch.runs, progress)
+    ready = task_of(task, scratch.runs, progress, config.task_options)
     with _temporary(scratch):
         bench = bench_of(scratch, config, ready, progress)
         check_recipe(wanted, bench.layers, source)
@@ -177,7 +178,7 @@ def apply(
             raise InvalidRecipe(f"{source}: {result.outcome}: {result.message}")
         with progress.stage("confirming on holdout"):
             holdout = confirm(wanted, bench, scratch.trial(0).artifact)
-        about = (bench.baseline, bench.machine, config.task)
+        about = (bench.baseline, bench.machine, Origin(config.task, config.task_options))
         export_trial(result, holdout, scratch.trial(0).artifact, about, out)
     return result
 
@@ -205,6 +206,9 @@ def doctor() -> list[tuple[str, str, str]]:
 def _config(task: Task | str, space: str | Path | Space, budget: int | str, study: str, settings: dict[str, Any]) -> SearchConfig:
     """Settings as the command line names them -> SearchConfig. Raises UserError with the field that is wrong."""
     settings = {name: value for name, value in settings.items() if value is not None}
+    options = absolute(settings.pop("task_options", {}))
+    if options and not isinstance(task, str):
+        raise UserError(f"task_options: {', '.join(options)}: a task in memory takes none; they are for a task by name")
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
     return search_config(
@@ -215,6 +219,7 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
         },
         study=study,
         task=task if isinstance(task, str) else IN_MEMORY,
+        task_options=options,
         space=space if isinstance(space, Space) else load_space(space),
         budget=parse_budget(budget),
         device=device,

@@ -9,9 +9,25 @@ from typing import Annotated
 
 import typer
 
-from autocompress.options import NOTHING_FOUND, OUTSIDE, RUNS, Json, Runs, StudyName, dumped
+from autocompress.errors import UserError
+from autocompress.options import NOTHING_FOUND, OUTSIDE, RUNS, Data, Json, Model, Options, Runs, StudyName, Weights, dumped, task_options
 
 Trial = Annotated[str, typer.Option(metavar="TRIAL", help="best, fastest, smallest, knee, or a trial's number.")]
+
+
+def batch_sizes(text: str) -> str:
+    """What was written, once it reads."""
+    from autocompress.config import parse_counts
+
+    try:
+        parse_counts("--batch-size", text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
+    return text
+
+
+BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
+BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
 
 
 def explain(study: StudyName, trial: Trial = "best", as_json: Json = False, runs: Runs = RUNS) -> None:
@@ -105,6 +121,10 @@ def ask(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that export or apply wrote.")],
     task: Annotated[str | None, typer.Option(metavar="TASK", help="The task; that of measured.json if not given.")] = None,
+    data: Data = None,
+    weights: Weights = None,
+    model: Model = None,
+    option: Options = None,
     speed_tolerance: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="How far the speedup may be off.")] = 10.0,
     accuracy_tolerance: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How far the metric may be off.")] = 0.1,
     speed: Annotated[bool, typer.Option("--speed", help="Judge the speed also on another machine.")] = False,
@@ -130,7 +150,8 @@ def verify(
     from autocompress.verify import Tolerance
 
     tolerance = Tolerance(speed_tolerance, accuracy_tolerance, speed)
-    verdict = job.verify(folder, task=task, tolerance=tolerance, runs=runs, progress=Progress())
+    given = task_options(data, weights, model, option)
+    verdict = job.verify(folder, task=task, task_options=given, tolerance=tolerance, runs=runs, progress=Progress())
     content = asdict(verdict) | {"holds": verdict.holds}
     present_verdict(content, Terminal(stderr=as_json))
     if as_json:

@@ -57,6 +57,7 @@ OWNERS = {
     "matplotlib": {"report"},
     "sklearn": {"tasks"},
     "transformers": {"tasks"},
+    "PIL": {"tasks"},
     "rich": {"terminal", "progress", "cli"},
     "typer": {"cli", "questions", "options"},
 }

@@ -3,13 +3,9 @@
 import contextlib
 import copy
 import hashlib
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InvalidTask
-from autocompress.progress import Progress
-from autocompress.tasks import TASKS
 from autocompress.tasks.batches import (
     Batch,
     Batches,
@@ -34,7 +28,7 @@ from autocompress.tasks.batches import (
 
 __all__ = [
     "CALIBRATION_SAMPLES", "Batch", "Batches", "Task", "TrainBatch", "accuracy", "calibration", "check", "checked", "digest", "evaluating",
-    "find_task", "floor_drop", "gather", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
+    "floor_drop", "gather", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 512
@@ -88,45 +82,6 @@ class Task:
     metric_unit: str = "%"
     higher_is_better: bool = True
     sample_scores: Callable[[Tensor, Tensor], Tensor] | None = None
-
-
-def find_task(name: str, cache: Path, progress: Progress) -> Task:
-    """The task called ``name``, built in or ``package.module:factory``. Raises InvalidTask in one line for whatever is wrong with it."""
-    if name in TASKS:
-        module, _, factory = TASKS[name].partition(":")
-        built: Task = getattr(importlib.import_module(module), factory)(cache, progress)
-        return built
-    module, colon, factory = name.partition(":")
-    if not colon or not module or not factory:
-        raise InvalidTask(f"--task: {name!r} is neither a built-in task ({', '.join(TASKS)}) nor of the form package.module:factory")
-    return _call(name, _import(name, module), factory)
-
-
-def _import(name: str, module: str) -> object:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a task file lies beside the user, not in site-packages
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        is_it = f"{module}.".startswith(f"{missing}.")
-        rule = f"there is no module {missing!r}" if is_it else f"{module} imports {missing!r}, which is not installed"
-        raise InvalidTask(f"--task {name}: {rule} (looked in {os.getcwd()} and the Python path)") from None
-    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
-        raise InvalidTask(f"--task {name}: importing {module} failed: {one_line(error)}") from error
-
-
-def _call(name: str, module: object, factory: str) -> Task:
-    make = getattr(module, factory, None)
-    if not callable(make):
-        raise InvalidTask(f"--task {name}: {getattr(module, '__name__', module)} has no function {factory!r}")
-    try:
-        task = make()
-    except (Exception, SystemExit) as error:  # whatever a user's factory raises
-        raise InvalidTask(f"--task {name}: {factory}() failed: {one_line(error)}") from error
-    if not isinstance(task, Task):
-        raise InvalidTask(f"--task {name}: {factory}() must return an autocompress.Task, it returned {type(task).__name__}")
-    return task
 
 
 def with_holdout(task: Task, seed: int) -> Task:

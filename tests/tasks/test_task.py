@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks import task as tasks
+from autocompress.tasks.find import find_task
 from autocompress.tasks.task import (
     Batches,
     Task,
     calibration,
     check,
     digest,
-    find_task,
     floor_drop,
     gather,
     lost,
@@ -57,7 +57,7 @@ def prepared(name: str) -> None:
 # ---- what is wrong is told in one line ------------------------------------------------------------------------------
 
 WRONG = {
-    "absent": r"'absent' is neither a built-in task \(digits\) nor of the form package\.module:factory",
+    "absent": r"'absent' is neither a built-in task \(digits, .*\) nor of the form package\.module:factory",
     ":make": "is neither a built-in task",
     "toy_task:": "is neither a built-in task",
     "absent.module:make": r"--task absent\.module:make: there is no module 'absent' \(looked in",
