@@ -190,8 +190,9 @@ def search(
     Examples:
       autocompress search --budget 50
       autocompress search --task mypackage.model:factory --budget 20m --max-drop 1
-      autocompress search --task cifar10 --data cifar-10-batches-bin --weights mine.safetensors --model mypackage.model:ResNet
-      autocompress search --task text-classification --data intents/ --option label=category
+      autocompress search --task cifar10 --data cifar-10-batches-bin
+      autocompress search --task cifar10 --data bin --weights a.pt --model m:Net
+      autocompress search --task char-lm --data book.txt --option length=128
       autocompress search --space large --batch-size 32 --threads 2 --study wide
       autocompress search --constraint "worst_class_drop <= 5"
       autocompress search --dry-run

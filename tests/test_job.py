@@ -36,8 +36,8 @@ KEYS = (
 ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"
 HELD = "speedup speedup_low speedup_high drop"  # and what failed
 BASELINE = (
-    "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric metric_unit higher_is_better target "
-    "task_digest machine"
+    "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape input_dtype metric metric_unit "
+    "higher_is_better target task_digest machine"
 )
 
 

@@ -198,8 +198,8 @@ def check(task: Task) -> None:
     """Run the model and its loss on its own first samples. Raises InvalidTask in one line."""
     if not isinstance(task.model, nn.Module):
         raise InvalidTask(f"task: model must be a torch.nn.Module, got {type(task.model).__name__}")
-    x, y = gather(task.search, "search")
-    x, y = x[:2], y[:2]
+    x, labels = gather(task.search, "search")
+    x, y = x[:2], labels[:2]
     calibration(task)
     try:
         outputs = outputs_of(task.model, x)
@@ -210,10 +210,29 @@ def check(task: Task) -> None:
         raise InvalidTask(f"task: the model must return one tensor (N, ...), got {got} for N = {len(x)}")
     if not torch.isfinite(outputs).all():
         raise InvalidTask("task: the model's outputs are not finite on its own example; are its weights loaded?")
+    _check_labels(task, labels, outputs)
     _check_loss("loss", lambda: task.loss(outputs, y), f"outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}")
     _check_scores(task, outputs, y)
     _check_teaching(task, x, outputs)
     _check_around(task, x, outputs)
+
+
+def _check_labels(task: Task, searched: Tensor, outputs: Tensor) -> None:
+    """Class numbers that cross entropy would fail on: of the whole search split, and of train where it lies in memory or in its first
+    batch. -100 is left out of the loss by torch, and is fine.
+    """
+    if task.loss is not F.cross_entropy or searched.is_floating_point() or outputs.dim() < 2:
+        return
+    with seeded(0):
+        trained = task.train.y if isinstance(task.train, Batches) else next(checked(task.train, "train"))[1]
+    for split, labels in (("search", searched), ("train", trained)):
+        wrong = ((labels < 0) & (labels != -100)) | (labels >= outputs.shape[1])
+        if not labels.is_floating_point() and wrong.any():
+            place = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
+            raise InvalidTask(
+                f"task: {split}: sample {place} has label {int(labels[wrong][0])}; the model's outputs have {outputs.shape[1]} classes, "
+                f"so labels are 0 to {outputs.shape[1] - 1}"
+            )
 
 
 def _check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:

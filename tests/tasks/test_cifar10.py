@@ -15,6 +15,8 @@ from autocompress.tasks.find import find_task
 from autocompress.tasks.task import Task, check, gather, outputs_of, score, with_holdout
 from tests.tasks.real_data import real
 
+RIGHT = 1859  # of the first 2,000 test images, by benchmarks/resnet56.py's own reading of the sheets
+
 
 def tiny() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
@@ -86,15 +88,17 @@ def test_a_student_is_of_another_width_and_depth() -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_the_real_pretrained_network_is_right_on_93_39_percent_of_the_test_images(tmp_path: Path) -> None:
-    """The user's architecture and weights, with the mean and deviation that these were trained with."""
+def test_the_real_pretrained_network_is_as_right_as_it_is_known_to_be(tmp_path: Path) -> None:
+    """The user's architecture and weights, with the mean and deviation that these were trained with, on the first 2,000 test images: all
+    10,000 (93.39 %, as published) take a minute and a half more.
+    """
     weights, sheets = real("cifar10_resnet56/resnet56-4bfd9763.th"), real("cifar10")
     spec = importlib.util.spec_from_file_location("load", sheets / "load.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    x, y = module.load_cifar10("test")
+    x, y = (part[:2000] for part in module.load_cifar10("test"))
     write(tmp_path, train=10)
     np.concatenate([y[:, None], x.transpose(0, 3, 1, 2).reshape(len(x), -1)], 1).astype(np.uint8).tofile(tmp_path / "test_batch.bin")
     look = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
@@ -103,6 +107,6 @@ def test_the_real_pretrained_network_is_right_on_93_39_percent_of_the_test_image
     right = 0.0
     for split in (task.search, task.holdout or ()):
         inputs, classes = gather(split, "split")
-        assert torch.bincount(classes).tolist() == [500] * 10
-        right += score(task, outputs_of(task.model, inputs), classes) / 2
-    assert right == pytest.approx(93.39, abs=0.011)
+        assert abs(len(classes) - 1000) <= 5  # an odd class has one more in the first
+        right += score(task, outputs_of(task.model, inputs), classes) / 100 * len(classes)
+    assert round(right) == RIGHT
