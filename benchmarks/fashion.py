@@ -7,12 +7,14 @@ accuracy.
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own path is this folder
 
 from autocompress.progress import Progress
 from autocompress.tasks.find import find_task
+from autocompress.tasks.residual_net import ResidualNet
 from autocompress.tasks.task import Task, accuracy, outputs_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,16 @@ def is_present() -> bool:
 def fashion(cache: Path, progress: Progress) -> Task:
     """The task with its trained model; trains on the first call and keeps the weights in ``cache``."""
     return find_task("fashion-mnist", cache, progress, {"data": str(folder())})
+
+
+def deep_net() -> ResidualNet:
+    return ResidualNet(1, 10, (16, 32, 64), (9, 9, 9), stride=2)
+
+
+def deep() -> Task:
+    """`--task benchmarks.fashion:deep`: 55 convolutions, narrow (22 million multiply-adds); trained for two epochs only."""
+    options = {"data": str(folder()), "model": "benchmarks.fashion:deep_net", "epochs": "2"}
+    return replace(find_task("fashion-mnist", CACHE, Progress(), options), name="fashion-deep", build_student=None)
 
 
 def main() -> None:

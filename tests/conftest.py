@@ -38,6 +38,8 @@ def pytest_configure() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # for toy_task and toy_runs: --import-mode=importlib adds no folder
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one process a core, and one thread in each
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

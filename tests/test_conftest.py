@@ -14,7 +14,7 @@ SKIPS_AS_A_MODULE = "import pytest\n\npytest.skip('x', allow_module_level=True)\
 FAILS_AS_EXPECTED = "import pytest\n\n@pytest.mark.xfail\ndef test_known():\n    assert False\n"
 
 
-def run_pytest(folder: Path, tests: str, *, ci: str | None, allowed: str = "") -> tuple[int, str]:
+def run_pytest(folder: Path, tests: str, *more: str, ci: str | None, allowed: str = "") -> tuple[int, str]:
     text = CONFTEST.read_text(encoding="utf-8")
     entry = "ALLOWED_SKIPS: dict[str, str] = {"
     assert entry in text
@@ -23,14 +23,15 @@ def run_pytest(folder: Path, tests: str, *, ci: str | None, allowed: str = "") -
     (folder / "test_more.py").write_text(tests, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith("PYTEST_")}
     environment |= {"CI": ci} if ci is not None else {}
-    command = [sys.executable, "-m", "pytest", "--rootdir", str(folder), "-c", os.devnull, "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "--rootdir", str(folder), "-c", os.devnull, "-p", "no:cacheprovider", str(folder), *more]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("more", [(), ("--numprocesses=2", "--dist=loadfile")], ids=["one process", "two"])
 @pytest.mark.parametrize(("tests", "name"), [(SKIPS, "test_never_runs"), (SKIPS_AS_A_MODULE, "test_more.py")])
-def test_ci_fails_on_a_skip_that_is_not_listed_and_names_it(tmp_path: Path, tests: str, name: str) -> None:
-    code, output = run_pytest(tmp_path, tests, ci="true")
+def test_ci_fails_on_a_skip_that_is_not_listed_and_names_it(tmp_path: Path, tests: str, name: str, more: tuple[str, ...]) -> None:
+    code, output = run_pytest(tmp_path, tests, *more, ci="true")
     assert code == 1
     assert "skips that are not on ALLOWED_SKIPS" in output
     assert f"{name}: skipped, and CI fails on that" in output

@@ -11,7 +11,7 @@ from torch import nn
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks.baseline import Given, Training, baseline
-from autocompress.tasks.files import first_of, given_path, read_up_to
+from autocompress.tasks.files import count, first_of, given_path, read_up_to
 from autocompress.tasks.images import Images, Look, image_task, split_images, training_batches
 from autocompress.tasks.residual_net import ResidualNet, scaled
 from autocompress.tasks.task import Task
@@ -35,6 +35,7 @@ def cifar10(
     data: str = "",
     weights: str = "",
     model: str = "",
+    epochs: str = str(EPOCHS),
     split_test: str = "",
     mean: str = "",
     std: str = "",
@@ -50,7 +51,7 @@ def cifar10(
     splits = split_images(train, read(first_of(folder, ("test_batch.bin",), WANTED)), split_test, weights, SEARCH)
     look = Look.of(splits.train.x, mean, std)
     batches = training_batches(splits.train, look, BATCH, REACH, mirror=True)
-    given, training = Given(weights, model, {"classes": CLASSES}), Training(batches, EPOCHS, RATE)
+    given, training = Given(weights, model, {"classes": CLASSES}), Training(batches, count("epochs", epochs), RATE)
     trained = baseline("cifar10", lambda: student(1.0, 1.0), given, training, cache, progress)
     return image_task("cifar10", trained, splits, batches, look, student)
 

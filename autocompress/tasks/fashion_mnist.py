@@ -7,7 +7,7 @@ from torch import nn
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks.baseline import Given, Training, baseline
-from autocompress.tasks.files import first_of, given_path
+from autocompress.tasks.files import count, first_of, given_path
 from autocompress.tasks.idx import read_idx
 from autocompress.tasks.images import Images, Look, image_task, split_images, training_batches
 from autocompress.tasks.residual_net import ResidualNet, scaled
@@ -23,14 +23,14 @@ CLASSES, SIDE, SEARCH = 10, 28, 1 / 6
 
 
 def fashion_mnist(
-    cache: Path, progress: Progress, *, data: str = "", weights: str = "", model: str = "", split_test: str = ""
+    cache: Path, progress: Progress, *, data: str = "", weights: str = "", model: str = "", epochs: str = str(EPOCHS), split_test: str = ""
 ) -> Task:
     """The task with its trained model, a residual CNN of 14 million multiply-adds; trains on the first call, some minutes on one core."""
     folder = given_path(data, "fashion-mnist", WANTED)
     splits = split_images(read(folder, "train"), read(folder, "t10k"), split_test, weights, SEARCH)
     look = Look.of(splits.train.x)
     train = training_batches(splits.train, look, BATCH, REACH, mirror=True)
-    given, training = Given(weights, model, {"classes": CLASSES}), Training(train, EPOCHS, RATE)
+    given, training = Given(weights, model, {"classes": CLASSES}), Training(train, count("epochs", epochs), RATE)
     trained = baseline("fashion-mnist", lambda: student(1.0, 1.0), given, training, cache, progress)
     return image_task("fashion-mnist", trained, splits, train, look, student)
 
