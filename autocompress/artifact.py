@@ -15,7 +15,7 @@ BLOCK_BYTES = 2**20
 
 
 class Measured(Frozen):
-    """measured.json. ``task``: the name that finds the task again; absent in folders that were exported before there was one."""
+    """measured.json. ``task``: the name that finds the task again, with its options; absent in folders exported before there was one."""
 
     target: Target
     search: Measurement | None = None
@@ -24,6 +24,7 @@ class Measured(Frozen):
     machine: Machine
     input_shape: tuple[int, ...]
     task: str | None = None
+    task_options: dict[str, str] = {}
     trial: int | None = None
     inspection: Inspection | None = None
 

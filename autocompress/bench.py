@@ -1,6 +1,7 @@
 """The bench of a study or of an artifact: its task, found and checked, and the facts that were written when it began."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +13,31 @@ from autocompress.evaluate import Bench, prepare
 from autocompress.measure.machine import differences, this_machine
 from autocompress.progress import Progress
 from autocompress.runs import Layers, RunPaths, to_json, write_text
-from autocompress.tasks.task import Task, check, digest, find_task, with_holdout
+from autocompress.tasks.find import NOTHING, find_task
+from autocompress.tasks.task import Task, check, digest, with_holdout
 
 IN_MEMORY = "(in memory)"
 CACHE = ".cache"
 
 
-def task_of(task: Task | str, runs: Path, progress: Progress) -> Task:
-    """The task with its three splits, checked on its own example."""
-    ready = find_task(task, runs / CACHE, progress) if isinstance(task, str) else task
+def task_of(task: Task | str, runs: Path, progress: Progress, options: Mapping[str, str] = NOTHING) -> Task:
+    """The task with its three splits, checked on its own example. ``options`` are for a task by name."""
+    ready = find_task(task, runs / CACHE, progress, options) if isinstance(task, str) else task
     check(ready)
     if any(parameter.device.type != "cpu" for parameter in ready.model.parameters()):
         ready = replace(ready, model=copy.deepcopy(ready.model).cpu())  # the target is a CPU; recovery moves its own copies
     ready = with_holdout(ready, seed=0)
-    for note in ready.notes:
+    for note in (*ready.notes, *_of_metric(ready)):
         progress.say(f"note: {note}")
     return ready
+
+
+def _of_metric(task: Task) -> tuple[str, ...]:
+    """What bounds mean where the metric is no percentage."""
+    if task.metric_unit == "%":
+        return ()
+    better, unit = "higher" if task.higher_is_better else "lower", task.metric_unit or f"the unit of {task.metric_name}"
+    return (f"the metric is {task.metric_name} ({better} is better): drops, and --max-drop, are in {unit}",)
 
 
 def bench_of(paths: RunPaths, config: SearchConfig, task: Task, progress: Progress) -> Bench:

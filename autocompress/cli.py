@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from autocompress import options, questions
 from autocompress.errors import Diverged, InfeasibleRecipe, UserError
 from autocompress.options import FOUND, INTERRUPTED, NOTHING_FOUND, RUNS, TERMINATED, WRONG_INPUT, Json, Runs, StudyName, dumped
+from autocompress.questions import BatchSize
 
 if TYPE_CHECKING:
     from autocompress.job import DryRun, Study
@@ -136,25 +137,6 @@ def version(asked: bool) -> None:
         raise typer.Exit
 
 
-def batch_sizes(text: str) -> str:
-    """What was written, once it reads."""
-    from autocompress.config import parse_counts
-
-    try:
-        parse_counts("--batch-size", text)
-    except UserError as error:
-        raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
-    return text
-
-
-BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
-TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")]
-RuntimeName = Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where recovery trains: cpu, cuda; auto takes CUDA when there is one.")]
-BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")]
-
-
 @app.callback()
 def root(
     asked: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
@@ -176,14 +158,18 @@ def root(
 @app.command()
 def search(
     *,
-    task: TaskName = "digits",
+    task: options.TaskName = "digits",
+    data: options.Data = None,
+    weights: options.Weights = None,
+    model: options.Model = None,
+    option: options.Options = None,
     space: Annotated[str, typer.Option(metavar="FILE", help="Search space: a YAML file, or default, small, large.")] = "default",
     budget: Annotated[str, typer.Option(metavar="N|TIME", help="50: finished trials in all; 90s, 20m, 2h: wall clock.")] = "50",
     study: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the study; one is made up if not given.")] = None,
-    runtime: RuntimeName = "auto",
-    device: Device = "auto",
+    runtime: options.RuntimeName = "auto",
+    device: options.Device = "auto",
     batch_size: BatchSize = "1",
-    threads: Threads = None,
+    threads: options.Threads = None,
     max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How much worse the metric may be, in its unit.")] = 3.0,
     min_speedup: Annotated[float, typer.Option(min=0, metavar="X", help="Times faster it must be, at least.")] = 2.0,
     constraint: options.Constraints = None,
@@ -206,6 +192,9 @@ def search(
     Examples:
       autocompress search --budget 50
       autocompress search --task mypackage.model:factory --budget 20m --max-drop 1
+      autocompress search --task cifar10 --data cifar-10-batches-bin
+      autocompress search --task cifar10 --data bin --weights a.pt --model m:Net
+      autocompress search --task char-lm --data book.txt --option length=128
       autocompress search --space large --batch-size 32 --threads 2 --study wide
       autocompress search --constraint "worst_class_drop <= 5"
       autocompress search --dry-run
@@ -218,6 +207,7 @@ def search(
     asked |= {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads}
     asked |= {"max_drop": max_drop, "min_speedup": min_speedup, "constraints": constraint or None, "progress": progress}
     asked |= {"sampler": sampler, "stop_when_flat": stop_when_flat, "warm_start": warm_start, "without": without or None}
+    asked["task_options"] = options.task_options(data, weights, model, option)
     if dry_run:
         present_dry_run(job.dry_run(task, **asked), as_json)
     else:
@@ -340,13 +330,17 @@ app.command()(questions.verify)
 @app.command(name="apply")
 def replay(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml, of a trial or written by hand.")],
-    task: TaskName,
+    task: options.TaskName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     *,
-    runtime: RuntimeName = "auto",
-    device: Device = "auto",
+    data: options.Data = None,
+    weights: options.Weights = None,
+    model: options.Model = None,
+    option: options.Options = None,
+    runtime: options.RuntimeName = "auto",
+    device: options.Device = "auto",
     batch_size: BatchSize = "1",
-    threads: Threads = None,
+    threads: options.Threads = None,
     runs: Runs = RUNS,
 ) -> None:
     """Replay a recipe with no study.
@@ -362,6 +356,7 @@ def replay(
     from autocompress.terminal import Terminal, contents, present_measurement
 
     asked: dict[str, Any] = {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads, "runs": runs}
+    asked["task_options"] = options.task_options(data, weights, model, option)
     try:
         result = job.apply(recipe, task=task, out=out, progress=Progress(), **asked)
     except (InfeasibleRecipe, Diverged) as error:

@@ -291,6 +291,7 @@ class SearchConfig(Frozen):
 
     study: str
     task: str
+    task_options: dict[str, str] = Field(default={}, description="as the factory of the task takes them; paths are absolute")
     space: Space
     budget: Budget
     target: Target

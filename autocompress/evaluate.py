@@ -122,6 +122,7 @@ def prepare(task: Task, target: Target, device: torch.device, folder: Path, prog
         macs=sum(layer.macs for layer in layers),
         params=sum(parameter.numel() for parameter in task.model.parameters()),
         input_shape=tuple(inputs.shape[1:]),
+        input_dtype=str(inputs.dtype).removeprefix("torch."),
         metric=task.metric_name,
         metric_unit=task.metric_unit,
         higher_is_better=task.higher_is_better,

@@ -38,7 +38,7 @@ def explain(
         raise InvalidStudy(f"study {study!r} was made from a task in memory: explain it in Python with explain({study!r}, task=...)")
     with only_driver(paths):
         same_machine(paths)
-        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress), progress)
+        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
         attribution = attribute(result, bench, paths, progress)
         write_text(paths.trial(result.number).attribution, to_json(attribution))
         for artifact in paths.folder.glob("undone/*/artifact"):  # what was measured stays; `apply` makes the simpler recipe again

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -33,20 +35,27 @@ ONNX = """\
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = {threads}  # as it was timed
     session = onnxruntime.InferenceSession("model.onnx", options)
-    outputs = session.run(None, {{"input": inputs}})[0]  # inputs: float32 array, shape (any batch, {shape}), preprocessed as in training"""
-PYTORCH = "The weights are in weights.safetensors; inputs: float32, shape (any batch, {shape}), preprocessed as in training."
+    outputs = session.run(None, {{"input": inputs}})[0]  # inputs: {dtype} array, shape (any batch, {shape}), preprocessed as in training"""
+PYTORCH = "The weights are in weights.safetensors; inputs: {dtype}, shape (any batch, {shape}), preprocessed as in training."
 
 
-def export(result: TrialResult, holdout: Measurement | None, artifact: Path, about: tuple[Baseline, Machine, str], out: Path) -> Path:
-    """Copy what was measured to ``out``, with recipe.yaml, measured.json, a README and SHA256SUMS; ``about`` ends with the task's name.
+class Origin(NamedTuple):
+    """The name that finds the task again, and the options it was made with."""
 
-    Raises UserError where ``out`` is not empty or the artifact is gone.
+    task: str
+    options: Mapping[str, str]
+
+
+def export(result: TrialResult, holdout: Measurement | None, artifact: Path, about: tuple[Baseline, Machine, Origin], out: Path) -> Path:
+    """Copy what was measured to ``out``, with recipe.yaml, measured.json, a README and SHA256SUMS.
+
+    ``about``: what it was measured beside, where, and of which task. Raises UserError where ``out`` is not empty or the artifact is gone.
     """
     if not artifact.is_dir():
         raise UserError(f"{artifact}: the artifact of trial {result.number} is missing; replay its recipe.yaml with `autocompress apply`")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
-    baseline, machine, task = about
+    baseline, machine, origin = about
 
     def fill(folder: Path) -> None:
         shutil.copytree(artifact, folder, dirs_exist_ok=True)
@@ -58,7 +67,8 @@ def export(result: TrialResult, holdout: Measurement | None, artifact: Path, abo
             "baseline": baseline.model_dump(mode="json"),
             "machine": machine.model_dump(mode="json"),
             "input_shape": list(baseline.input_shape),
-            "task": task,
+            "task": origin.task,
+            "task_options": dict(origin.options),
             "trial": result.number,
         }
         (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
@@ -74,7 +84,7 @@ def readme(result: TrialResult, holdout: Measurement | None, baseline: Baseline)
     measured = holdout or result.measurement
     assert measured is not None
     how = (ONNX if result.target.runtime == "onnxruntime" else PYTORCH).format(
-        shape=", ".join(map(str, baseline.input_shape)), threads=result.target.threads
+        dtype=baseline.input_dtype, shape=", ".join(map(str, baseline.input_shape)), threads=result.target.threads
     )
     return README.format(
         title=f"Trial {result.number}",

@@ -55,7 +55,7 @@ def inspect(
         raise InvalidStudy(f"study {study!r} was made from a task in memory: inspect it in Python with inspect({study!r}, task=...)")
     with only_driver(paths):
         same_machine(paths)
-        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress), progress)
+        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
         inspect_trial(result, paths, bench, progress)
         files = paths.trial(result.number)
         if not files.inspection.exists():

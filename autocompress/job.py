@@ -24,8 +24,8 @@ from autocompress.doctor import doctor
 from autocompress.errors import Diverged, InvalidRecipe, InvalidSpace, InvalidStudy, UserError
 from autocompress.evaluate import Bench, confirm, evaluate
 from autocompress.explain import explain
+from autocompress.export import Origin, load
 from autocompress.export import export as export_trial
-from autocompress.export import load
 from autocompress.gate import Gate, curves_of, is_audited
 from autocompress.inspection import inspect, inspect_trial
 from autocompress.measure.machine import in_words, this_machine
@@ -47,6 +47,7 @@ from autocompress.study.study import run as run_study
 from autocompress.study.summary import summary
 from autocompress.survey import check_recipe, survey
 from autocompress.surveyed import survey_bench, survey_study
+from autocompress.tasks.find import absolute
 from autocompress.tasks.task import Task, calibration, floor_drop, stream
 from autocompress.verify import verify
 
@@ -86,7 +87,8 @@ def search(
 
     ``budget``: finished trials (50) or wall clock ("20m"). ``settings``: runtime, device, batch_size (8, or several: "1,8,32"), threads,
     max_drop (in the unit of the metric), min_speedup (times), constraints (["worst_class_drop <= 5"]), seed, storage (Optuna's URL),
-    sampler, stop_when_flat, warm_start (another study), without (parts of the search to leave out); see SearchConfig, Target.
+    sampler, stop_when_flat, warm_start (another study), without (parts of the search to leave out), task_options ({"data": "folder"},
+    for a task by name); see SearchConfig, Target.
     Raises UserError (InvalidTask, InvalidSpace, InvalidStudy, MissingDependency) for wrong input; KeyboardInterrupt with all kept.
     """
     progress = progress or Progress()
@@ -104,7 +106,7 @@ def begin(config: SearchConfig, task: Task | str, runs: Path, progress: Progress
     with only_driver(paths):
         try:
             paths.write_config(config)
-            return _drive(paths, config, task_of(task, runs, progress), progress)
+            return _drive(paths, config, task_of(task, runs, progress, config.task_options), progress)
         except UserError:
             if not paths.results():
                 shutil.rmtree(paths.folder, ignore_errors=True)  # wrong input leaves no study behind
@@ -128,7 +130,7 @@ def resume(
     progress.begin(config, paths.folder)
     with only_driver(paths):
         same_machine(paths)
-        return _drive(paths, config, task_of(task or config.task, paths.runs, progress), progress)
+        return _drive(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
 
 
 def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress: Progress | None = None, **asked: Any) -> DryRun:
@@ -137,7 +139,7 @@ def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress:
     settings = dict(asked)
     space, budget, study = settings.pop("space", "default"), settings.pop("budget", 50), settings.pop("study", None)
     config = _config(task, space, budget, study or free_name(Path(runs), _stem(task)), settings)
-    ready = task_of(task, Path(runs), progress)
+    ready = task_of(task, Path(runs), progress, config.task_options)
     layers = _survey(ready, config)
     question = question_of(config, layers)
     choices = [(dimension.name, dimension.choices) for dimension in question.dimensions]
@@ -177,7 +179,7 @@ def apply(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not empty; choose another folder")
-    ready = task_of(task, scratch.runs, progress)
+    ready = task_of(task, scratch.runs, progress, config.task_options)
     with _temporary(scratch):
         bench = bench_of(scratch, config, ready, progress)
         check_recipe(wanted, bench.layers, source)
@@ -187,7 +189,7 @@ def apply(
             raise InvalidRecipe(f"{source}: {result.outcome}: {result.message}")
         with progress.stage("confirming on holdout"):
             holdout = confirm(wanted, bench, scratch.trial(0).artifact)
-        about = (bench.baseline, bench.machine, config.task)
+        about = (bench.baseline, bench.machine, Origin(config.task, config.task_options))
         export_trial(result, holdout, scratch.trial(0).artifact, about, out)
     return result
 
@@ -199,7 +201,7 @@ def survey_of(
     progress, settings = progress or Progress(), dict(asked)
     config = _config(task, settings.pop("space", "default"), 1, "survey", settings)
     scratch = RunPaths(Path(runs), free_name(Path(runs), "survey"))
-    ready = task_of(task, scratch.runs, progress)
+    ready = task_of(task, scratch.runs, progress, config.task_options)
     with _temporary(scratch):
         bench = bench_of(scratch, config, ready, progress)
         found = survey_bench(config, bench, scratch.runs, progress)
@@ -211,6 +213,9 @@ def survey_of(
 def _config(task: Task | str, space: str | Path | Space, budget: int | str, study: str, settings: dict[str, Any]) -> SearchConfig:
     """Settings as the command line names them -> SearchConfig. Raises UserError with the field that is wrong."""
     settings = {name: value for name, value in settings.items() if value is not None}
+    options = absolute(settings.pop("task_options", {}))
+    if options and not isinstance(task, str):
+        raise UserError(f"task_options: {', '.join(options)}: a task in memory takes none; they are for a task by name")
     device = _device(settings.pop("device", "auto"))
     runtime = find_runtime(settings.pop("runtime", "auto")).name
     settings |= {"parts": parts_without(settings.pop("without", ()))}
@@ -222,6 +227,7 @@ def _config(task: Task | str, space: str | Path | Space, budget: int | str, stud
         },
         study=study,
         task=task if isinstance(task, str) else IN_MEMORY,
+        task_options=options,
         space=space if isinstance(space, Space) else load_space(space),
         budget=parse_budget(budget),
         device=device,

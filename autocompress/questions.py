@@ -5,13 +5,45 @@ Everything slow is imported inside the commands, so that ``--help`` is instant.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from autocompress.options import NOTHING_FOUND, OUTSIDE, RUNS, Json, Runs, StudyName, dumped
+from autocompress.errors import UserError
+from autocompress.options import (
+    NOTHING_FOUND,
+    OUTSIDE,
+    RUNS,
+    Data,
+    Json,
+    Model,
+    Options,
+    Runs,
+    RuntimeName,
+    StudyName,
+    TaskName,
+    Threads,
+    Weights,
+    dumped,
+    task_options,
+)
 
 Trial = Annotated[str, typer.Option(metavar="TRIAL", help="best, fastest, smallest, knee, or a trial's number.")]
+
+
+def batch_sizes(text: str) -> str:
+    """What was written, once it reads."""
+    from autocompress.config import parse_counts
+
+    try:
+        parse_counts("--batch-size", text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("--batch-size: ")) from None
+    return text
+
+
+BATCHES = "Batch size at which it must be fast; 1,8,32: at all of them."
+BatchSize = Annotated[str, typer.Option(metavar="N[,N]", callback=batch_sizes, help=BATCHES)]
 
 
 def explain(study: StudyName, trial: Trial = "best", as_json: Json = False, runs: Runs = RUNS) -> None:
@@ -105,6 +137,10 @@ def ask(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that export or apply wrote.")],
     task: Annotated[str | None, typer.Option(metavar="TASK", help="The task; that of measured.json if not given.")] = None,
+    data: Data = None,
+    weights: Weights = None,
+    model: Model = None,
+    option: Options = None,
     speed_tolerance: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="How far the speedup may be off.")] = 10.0,
     accuracy_tolerance: Annotated[float, typer.Option(min=0, metavar="POINTS", help="How far the metric may be off.")] = 0.1,
     speed: Annotated[bool, typer.Option("--speed", help="Judge the speed also on another machine.")] = False,
@@ -130,7 +166,8 @@ def verify(
     from autocompress.verify import Tolerance
 
     tolerance = Tolerance(speed_tolerance, accuracy_tolerance, speed)
-    verdict = job.verify(folder, task=task, tolerance=tolerance, runs=runs, progress=Progress())
+    given = task_options(data, weights, model, option)
+    verdict = job.verify(folder, task=task, task_options=given, tolerance=tolerance, runs=runs, progress=Progress())
     content = asdict(verdict) | {"holds": verdict.holds}
     present_verdict(content, Terminal(stderr=as_json))
     if as_json:
@@ -166,11 +203,15 @@ def compare(
 
 
 def survey(
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="digits, or package.module:factory for your own model.")] = "digits",
+    task: TaskName = "digits",
+    data: Data = None,
+    weights: Weights = None,
+    model: Model = None,
+    option: Options = None,
     space: Annotated[str, typer.Option(metavar="FILE", help="Search space: a YAML file, or default, small, large.")] = "default",
-    runtime: Annotated[str, typer.Option(metavar="NAME", help="Where it must be fast: onnxruntime, eager; auto: what fits.")] = "auto",
+    runtime: RuntimeName = "auto",
     batch_size: Annotated[str, typer.Option(metavar="N[,N]", help="Batch size at which it must be fast.")] = "1",
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads it may use there.  [default: 1]")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for survey.png and survey.svg.")] = None,
     as_json: Json = False,
     runs: Runs = RUNS,
@@ -192,7 +233,8 @@ def survey(
     from autocompress.report.survey import layer_rows
     from autocompress.terminal import Terminal
 
-    asked = {"space": space, "runtime": runtime, "batch_size": batch_size, "threads": threads}
+    asked: dict[str, Any] = {"space": space, "runtime": runtime, "batch_size": batch_size, "threads": threads}
+    asked["task_options"] = task_options(data, weights, model, option)
     found, layers = job.survey_of(task, runs=runs, out=out, progress=Progress(), **asked)
     rows = [
         {"name": row.name, "share": row.share, "choices": [{**one.model_dump(), "saved_ms": saved} for one, saved in row.choices]}

@@ -327,6 +327,7 @@ class Baseline(Frozen):
     macs: int
     params: int
     input_shape: tuple[int, ...]
+    input_dtype: str = "float32"
     metric: str
     metric_unit: str = "%"
     higher_is_better: bool = True

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InvalidStudy
-from autocompress.export import export
+from autocompress.export import Origin, export
 from autocompress.recipe import Recipe
 from autocompress.records import TrialResult
 from autocompress.report import trials_csv, write_report
@@ -67,7 +67,7 @@ class Study:
         result = self._pick(trial)
         files = self.paths.trial(result.number)
         holdout = self.paths.holdouts().get(result.number)
-        about = (self.paths.read_baseline(), self.paths.read_machine(), self.config.task)
+        about = (self.paths.read_baseline(), self.paths.read_machine(), Origin(self.config.task, self.config.task_options))
         return export(result, holdout, files.artifact, about, Path(out))
 
     def _stopped(self, finished: int) -> str | None:

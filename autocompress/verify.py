@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from autocompress.measure.machine import differences, this_machine
 from autocompress.progress import Progress
 from autocompress.recipe import from_yaml
 from autocompress.records import Measurement, Target
+from autocompress.tasks.find import NOTHING, absolute
 from autocompress.tasks.task import Task, digest
 
 
@@ -59,13 +61,15 @@ def verify(
     folder: str | Path,
     *,
     task: Task | str | None = None,
+    task_options: Mapping[str, str] = NOTHING,
     tolerance: Tolerance = Tolerance(),
     runs: str | Path = "runs",
     progress: Progress | None = None,
 ) -> Verdict:
     """Measure an exported folder here and judge it by its own measured.json: files first, then speed, accuracy and size.
 
-    ``task``: the one named in measured.json if not given; ``runs``: where a built-in task keeps its trained model. Raises InvalidArtifact
+    ``task``: the one named in measured.json if not given; ``task_options`` replace its own of the
+    same names, as where the data lie elsewhere; ``runs``: where a built-in task keeps its trained model. Raises InvalidArtifact
     with a line for every file that is missing or changed, before anything is timed; UserError for a task that is not the one it was
     made from.
     """
@@ -78,7 +82,8 @@ def verify(
     claimed = told.claimed
     if claimed is None:
         raise InvalidArtifact(f"{folder}: measured.json holds no measurement, so there is nothing to verify; export again")
-    ready = task_of(_task_name(folder, told, task), Path(runs), progress)
+    options = {**(told.task_options if task is None or task == told.task else {}), **absolute(task_options)}
+    ready = task_of(_task_name(folder, told, task), Path(runs), progress, options)
     _same_task(folder, told, ready)
     changed = tuple(differences(told.machine, this_machine()))
     now = _measured_here(folder, told, claimed, ready, progress)

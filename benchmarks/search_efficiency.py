@@ -70,7 +70,7 @@ def main() -> None:
 def study_of(run: Run) -> list[dict[str, Any]]:
     """A row a trial of one study made from nothing; elapsed seconds count from its start, a trained and cached baseline given."""
     from autocompress.progress import Progress
-    from autocompress.tasks.task import find_task
+    from autocompress.tasks.find import find_task
 
     cache = Path("runs") / ".cache"
     find_task(run.task, cache, Progress())

@@ -28,8 +28,8 @@ COMMANDS = (
 )
 HELP_OF = {command: (command, "--help") for command in COMMANDS}
 OPTIONS = {
-    "search": "task space budget study runtime device batch-size threads max-drop min-speedup constraint seed runs storage json dry-run "
-    "sampler stop-when-flat warm-start",
+    "search": "task data weights model option space budget study runtime device batch-size threads max-drop min-speedup constraint "
+    "seed runs storage json dry-run sampler stop-when-flat warm-start",
     "resume": "budget runs",
     "refine": "trial budget study json runs",
     "show": "json csv runs",
@@ -37,10 +37,10 @@ OPTIONS = {
     "inspect": "trial threads json runs",
     "ask": "max-drop min-speedup max-size json runs",
     "compare": "json runs",
-    "survey": "task space runtime batch-size threads out json runs",
+    "survey": "task data weights model option space runtime batch-size threads out json runs",
     "export": "trial out runs",
-    "verify": "task speed-tolerance accuracy-tolerance speed json runs",
-    "apply": "task out runtime device batch-size threads runs",
+    "verify": "task data weights model option speed-tolerance accuracy-tolerance speed json runs",
+    "apply": "task data weights model option out runtime device batch-size threads runs",
     "report": "runs",
     "list": "runs",
     "doctor": "",
@@ -195,6 +195,7 @@ def test_a_search_without_options_asks_for_the_defaults_of_the_contract(job: Fak
     assert job.asked.pop("progress").quiet is False
     assert job.asked == {
         "task": "digits",
+        "task_options": {},
         "space": "default",
         "budget": "50",
         "study": None,
@@ -220,10 +221,12 @@ def test_every_option_of_search_reaches_the_job(job: FakeJob) -> None:
     where = "--runtime eager --device cpu --batch-size 4 --threads 2 --runs elsewhere --storage sqlite:///x.db"
     bounds = ("--constraint", "worst_class_drop <= 5", "--constraint", "size_bytes<=200000")
     own = "--sampler nsga2 --stop-when-flat --warm-start other --without survey --without gate"
-    call(*f"{what} {where} {own}".split(), *bounds)
+    given = "--data folder --weights w.pt --model m:f --option label=a=b --option split-test=yes"
+    call(*f"{what} {where} {given} {own}".split(), *bounds)
     job.asked.pop("progress")
     assert job.asked == {
         "task": "p.m:f",
+        "task_options": {"data": "folder", "weights": "w.pt", "model": "m:f", "label": "a=b", "split_test": "yes"},
         "space": "s.yaml",
         "budget": "20m",
         "study": "n",
@@ -763,11 +766,12 @@ def exported(out: Path, **baseline: Any) -> Path:
 
 def test_apply_replays_a_recipe_and_shows_what_was_measured(job: FakeJob, tmp_path: Path) -> None:
     job.answer, out = result_of(MEASURED), exported(tmp_path / "o", metric="accuracy", metric_unit="%")
-    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "4", "--threads", "2")
+    result = call("apply", "r.yaml", "--task", "digits", "--out", str(out), "--batch-size", "4", "--threads", "2", "--data", "d")
     job.asked.pop("progress")
     assert job.asked == {
         "recipe": Path("r.yaml"),
         "task": "digits",
+        "task_options": {"data": "d"},
         "out": out,
         "runtime": "auto",
         "device": "auto",
@@ -869,12 +873,14 @@ class FakeVerdict:
 def test_a_verdict_is_shown_and_told_by_the_exit_code(held: bool | None, code: int, words: str, job: FakeJob) -> None:
     check = {"name": "speedup", "claimed": 4.0, "found": 3.1, "held": held, "words": "cpu: Z80 -> 8086"}
     job.answer = FakeVerdict((check,), held is not False, Target(threads=2))
-    result = call("verify", "shipped", "--speed-tolerance", "20", "--accuracy-tolerance", "1", "--speed", "--task", "t", "--runs", "r")
+    tolerances = ("--speed-tolerance", "20", "--accuracy-tolerance", "1", "--speed")
+    result = call("verify", "shipped", *tolerances, "--task", "t", "--runs", "r", "--data", "d")
     assert result.exit_code == code
     assert words in result.stdout
     assert "cpu: Z80 -> 8086" in " ".join(result.stdout.split())
     job.asked.pop("progress")
-    assert job.asked == {"folder": Path("shipped"), "task": "t", "tolerance": Tolerance(20.0, 1.0, True), "runs": Path("r")}
+    expected = {"folder": Path("shipped"), "task": "t", "task_options": {"data": "d"}, "runs": Path("r")}
+    assert job.asked == expected | {"tolerance": Tolerance(20.0, 1.0, True)}
     told = call("verify", "shipped", "--json")
     assert told.exit_code == code
     assert json.loads(told.stdout)["holds"] is (held is not False)

@@ -62,6 +62,7 @@ OWNERS = {
     "matplotlib": {"report"},
     "sklearn": {"tasks"},
     "transformers": {"tasks"},
+    "PIL": {"tasks"},
     "rich": {"terminal", "progress", "cli"},
     "typer": {"cli", "questions", "options"},
 }

@@ -30,14 +30,14 @@ SPACE = Space(
     recovery=RecoverySpace(steps=2, quantized_steps=1, learning_rate=(0.001, 0.002, 0.003)),
 )
 KEYS = (
-    "study state finished budget budget_seconds stopped outcomes gate target max_drop min_speedup constraints baseline equals front best nearest "
-    "objectives hypervolume sources"
+    "study state finished budget budget_seconds stopped outcomes gate target max_drop min_speedup constraints baseline equals front best "
+    "nearest objectives hypervolume sources"
 )
 ROW = "trial latency_ms speedup speedup_low speedup_high accuracy drop size_bytes failed holdout batches worst"
 HELD = "speedup speedup_low speedup_high drop"  # and what failed
 BASELINE = (
-    "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape metric metric_unit higher_is_better target "
-    "task_digest machine"
+    "latency_ms eager_latency_ms accuracy holdout_accuracy size_bytes macs params input_shape input_dtype metric metric_unit "
+    "higher_is_better target task_digest machine"
 )
 
 

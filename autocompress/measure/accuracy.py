@@ -16,7 +16,10 @@ def predict(deployed: Deployed, inputs: Tensor) -> Tensor:
 
 
 def agreement(outputs: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Share of samples (0..1) with equal largest output, and the largest absolute difference; both (N, classes)."""
-    count = len(outputs)
-    same = (outputs.reshape(count, -1).argmax(1) == reference.reshape(count, -1).argmax(1)).float().mean().item()
+    """Share of samples (0..1) with equal largest output, and the largest absolute difference; both (N, classes).
+
+    Of outputs with places, (N, classes, ...), every place counts for itself.
+    """
+    both = [one.reshape(len(one), -1) if one.dim() < 2 else one for one in (outputs, reference)]
+    same = (both[0].argmax(1) == both[1].argmax(1)).float().mean().item()
     return same, (outputs - reference).abs().max().item()

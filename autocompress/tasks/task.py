@@ -3,13 +3,9 @@
 import contextlib
 import copy
 import hashlib
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InvalidTask
-from autocompress.progress import Progress
-from autocompress.tasks import TASKS
 from autocompress.tasks.batches import (
     Batch,
     Batches,
@@ -35,7 +29,7 @@ from autocompress.tasks.batches import (
 
 __all__ = [
     "CALIBRATION_SAMPLES", "Batch", "Batches", "Task", "TrainBatch", "accuracy", "calibration", "check", "checked", "digest", "evaluating",
-    "find_task", "floor_drop", "gather", "labelled", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
+    "floor_drop", "gather", "labelled", "lost", "outputs_of", "score", "seeded", "stream", "with_holdout",
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 512
@@ -89,45 +83,6 @@ class Task:
     metric_unit: str = "%"
     higher_is_better: bool = True
     sample_scores: Callable[[Tensor, Tensor], Tensor] | None = None
-
-
-def find_task(name: str, cache: Path, progress: Progress) -> Task:
-    """The task called ``name``, built in or ``package.module:factory``. Raises InvalidTask in one line for whatever is wrong with it."""
-    if name in TASKS:
-        module, _, factory = TASKS[name].partition(":")
-        built: Task = getattr(importlib.import_module(module), factory)(cache, progress)
-        return built
-    module, colon, factory = name.partition(":")
-    if not colon or not module or not factory:
-        raise InvalidTask(f"--task: {name!r} is neither a built-in task ({', '.join(TASKS)}) nor of the form package.module:factory")
-    return _call(name, _import(name, module), factory)
-
-
-def _import(name: str, module: str) -> object:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a task file lies beside the user, not in site-packages
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        is_it = f"{module}.".startswith(f"{missing}.")
-        rule = f"there is no module {missing!r}" if is_it else f"{module} imports {missing!r}, which is not installed"
-        raise InvalidTask(f"--task {name}: {rule} (looked in {os.getcwd()} and the Python path)") from None
-    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
-        raise InvalidTask(f"--task {name}: importing {module} failed: {one_line(error)}") from error
-
-
-def _call(name: str, module: object, factory: str) -> Task:
-    make = getattr(module, factory, None)
-    if not callable(make):
-        raise InvalidTask(f"--task {name}: {getattr(module, '__name__', module)} has no function {factory!r}")
-    try:
-        task = make()
-    except (Exception, SystemExit) as error:  # whatever a user's factory raises
-        raise InvalidTask(f"--task {name}: {factory}() failed: {one_line(error)}") from error
-    if not isinstance(task, Task):
-        raise InvalidTask(f"--task {name}: {factory}() must return an autocompress.Task, it returned {type(task).__name__}")
-    return task
 
 
 def with_holdout(task: Task, seed: int) -> Task:
@@ -241,8 +196,8 @@ def check(task: Task) -> None:
     """Run the model and its loss on its own first samples. Raises InvalidTask in one line."""
     if not isinstance(task.model, nn.Module):
         raise InvalidTask(f"task: model must be a torch.nn.Module, got {type(task.model).__name__}")
-    x, y = gather(task.search, "search")
-    x, y = x[:2], y[:2]
+    x, labels = gather(task.search, "search")
+    x, y = x[:2], labels[:2]
     calibration(task)
     try:
         outputs = outputs_of(task.model, x)
@@ -253,10 +208,29 @@ def check(task: Task) -> None:
         raise InvalidTask(f"task: the model must return one tensor (N, ...), got {got} for N = {len(x)}")
     if not torch.isfinite(outputs).all():
         raise InvalidTask("task: the model's outputs are not finite on its own example; are its weights loaded?")
+    _check_labels(task, labels, outputs)
     _check_loss("loss", lambda: task.loss(outputs, y), f"outputs {tuple(outputs.shape)}, targets {tuple(y.shape)}")
     _check_scores(task, outputs, y)
     _check_teaching(task, x, outputs)
     _check_around(task, x, outputs)
+
+
+def _check_labels(task: Task, searched: Tensor, outputs: Tensor) -> None:
+    """Class numbers that cross entropy would fail on: of the whole search split, and of train where it lies in memory or in its first
+    batch. -100 is left out of the loss by torch, and is fine.
+    """
+    if task.loss is not F.cross_entropy or searched.is_floating_point() or outputs.dim() < 2:
+        return
+    with seeded(0):
+        trained = task.train.y if isinstance(task.train, Batches) else next(checked(task.train, "train"))[1]
+    for split, labels in (("search", searched), ("train", trained)):
+        wrong = ((labels < 0) & (labels != -100)) | (labels >= outputs.shape[1])
+        if not labels.is_floating_point() and wrong.any():
+            place = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
+            raise InvalidTask(
+                f"task: {split}: sample {place} has label {int(labels[wrong][0])}; the model's outputs have {outputs.shape[1]} classes, "
+                f"so labels are 0 to {outputs.shape[1] - 1}"
+            )
 
 
 def _check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:

@@ -12,7 +12,8 @@ from autocompress.runtimes import find_runtime
 from autocompress.survey import survey
 from autocompress.tasks import digits as room
 from autocompress.tasks.digits import DigitsNet, Residual, build_student, jitter, splits
-from autocompress.tasks.task import check, digest, find_task, gather, outputs_of, score, seeded
+from autocompress.tasks.find import find_task
+from autocompress.tasks.task import check, digest, gather, outputs_of, score, seeded
 
 
 def test_the_splits_are_disjoint_and_together_all_scans() -> None:

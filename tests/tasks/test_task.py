@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from autocompress.errors import InvalidTask
 from autocompress.progress import Progress
 from autocompress.tasks import task as tasks
+from autocompress.tasks.find import find_task
 from autocompress.tasks.task import (
     Batches,
     Task,
     calibration,
     check,
     digest,
-    find_task,
     floor_drop,
     gather,
     lost,
@@ -57,7 +57,7 @@ def prepared(name: str) -> None:
 # ---- what is wrong is told in one line ------------------------------------------------------------------------------
 
 WRONG = {
-    "absent": r"'absent' is neither a built-in task \(digits\) nor of the form package\.module:factory",
+    "absent": r"'absent' is neither a built-in task \(digits, .*\) nor of the form package\.module:factory",
     ":make": "is neither a built-in task",
     "toy_task:": "is neither a built-in task",
     "absent.module:make": r"--task absent\.module:make: there is no module 'absent' \(looked in",
@@ -119,6 +119,22 @@ def test_a_module_beside_the_user_is_found(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     assert found("own_task:make").name == "toy"
+
+
+@pytest.mark.parametrize("split", ["search", "train", "train, a loader"])
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_label_out_of_range_is_told_with_its_place_before_anything_is_spent(split: str, label: int) -> None:
+    name = split.partition(",")[0]
+    x, y = toy_task.data()[0 if name == "train" else 1]
+    wrong = y.clone()
+    wrong[100] = label
+    batches = [(x, wrong)] if "loader" in split else Batches(x, wrong, 64, shuffle=False)
+    said = f"task: {name}: sample 100 has label {label}; the model's outputs have 10 classes, so labels are 0 to 9"
+    with pytest.raises(InvalidTask, match=said):
+        check(replace(toy_task.make(), **{name: batches}))
+    ignored = y.clone()
+    ignored[100] = -100
+    check(replace(toy_task.make(), **{name: Batches(x, ignored, 64)}))
 
 
 def test_a_model_that_is_no_module_is_refused() -> None:
