@@ -35,14 +35,14 @@ class Run:
     budget: int
 
 
-def plan(task: str, methods: Sequence[str], seeds: int) -> list[Run]:
+def plan(task: str, methods: Sequence[str], seeds: int, most: int) -> list[Run]:
     """Ours and the two strongest plain samplers with all seeds, the others, 150 trials and the ablation with three; cheap ones first."""
     few = range(min(seeds, 3))
     runs = [Run(task, method, seed, MANY) for seed in range(seeds) for method in ("ours", "tpe", "nsga2")]
     runs += [Run(task, method, seed, MANY) for seed in few for method in ("random", "gp")]
     runs += [Run(task, method, seed, MOST) for seed in few for method in ("tpe", "nsga2")]
     runs += [Run(task, f"ours without {part}", seed, MANY) for seed in few for part in PARTS]
-    return [run for run in runs if not methods or run.method in methods]
+    return [run for run in runs if (not methods or run.method in methods) and run.budget <= most]
 
 
 def main() -> None:
@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("--task", default="digits", help="digits, or package.module:factory")
     parser.add_argument("--methods", default="", help="comma-separated; all if not given")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=MOST, help="leave out runs of more trials")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--draw", action="store_true", help="draw the figure from the rows")
     asked = parser.parse_args()
     started = time.monotonic()
     methods = [name.strip() for name in asked.methods.split(",") if name.strip()]
-    for run in plan(asked.task, methods, asked.seeds):
+    for run in plan(asked.task, methods, asked.seeds, asked.most):
         if (time.monotonic() - started) / 60 > asked.minutes:
             break
         if run not in finished(asked.rows):
