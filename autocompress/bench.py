@@ -1,7 +1,8 @@
 """The bench of a study or of an artifact: its task, found and checked, and the facts that were written when it began."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from autocompress.errors import InvalidStudy
 from autocompress.evaluate import Bench, prepare
 from autocompress.measure.machine import differences, this_machine
 from autocompress.progress import Progress
-from autocompress.runs import Layers, RunPaths, to_json, write_text
+from autocompress.records import TrialResult
+from autocompress.runs import Layers, RunPaths, only_driver, to_json, write_text
+from autocompress.study import pareto
 from autocompress.tasks.find import NOTHING, find_task
 from autocompress.tasks.task import Task, check, digest, with_holdout
 
@@ -59,6 +62,31 @@ def bench_of(paths: RunPaths, config: SearchConfig, task: Task, progress: Progre
     write_text(paths.layers, to_json(Layers(layers=bench.layers)))
     write_text(paths.baseline, to_json(bench.baseline))
     return bench
+
+
+def named_task(config: SearchConfig, task: Task | None, verb: str) -> Task | str:
+    """What a study is of: the task in memory that is given again, or the name it has. Raises InvalidStudy where neither is there."""
+    if config.task == IN_MEMORY and task is None:
+        name = config.study
+        raise InvalidStudy(f"study {name!r} was made from a task in memory: {verb} it in Python with {verb}({name!r}, task=...)")
+    return task or config.task
+
+
+@contextlib.contextmanager
+def reopened(
+    paths: RunPaths, trial: str | int, task: Task | None, verb: str, progress: Progress
+) -> Iterator[tuple[TrialResult, Bench]]:
+    """A measured trial of a study and the study's bench, while nobody else runs the study.
+
+    ``trial``: best, fastest, smallest, knee or a number. Raises InvalidStudy where there is no such study or trial, the study is being
+    run, its task changed, or this is another machine.
+    """
+    config = paths.read_config()
+    result = pareto.pick(paths.results(), trial, pareto.bounds_of(config))
+    wanted = named_task(config, task, verb)
+    with only_driver(paths):
+        same_machine(paths)
+        yield result, bench_of(paths, config, task_of(wanted, paths.runs, progress, config.task_options), progress)
 
 
 def same_machine(paths: RunPaths) -> None:

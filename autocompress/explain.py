@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
+from autocompress.bench import reopened
 from autocompress.decisions import Decision, decisions, undo
 from autocompress.errors import InvalidRecipe, InvalidStudy
 from autocompress.evaluate import Bench, evaluate, opened
@@ -13,8 +13,7 @@ from autocompress.measure.latency import Effort
 from autocompress.progress import Progress
 from autocompress.recipe import Recipe, to_yaml
 from autocompress.records import Attribution, Beside, Measurement, TrialResult, Undone
-from autocompress.runs import RunPaths, TrialPaths, only_driver, read_json, to_json, write_text
-from autocompress.study import pareto
+from autocompress.runs import RunPaths, TrialPaths, read_json, to_json, write_text
 from autocompress.survey import check_recipe
 from autocompress.tasks.task import Task
 
@@ -32,13 +31,7 @@ def explain(
     """
     progress = progress or Progress()
     paths = RunPaths(Path(runs), study)
-    config = paths.read_config()
-    result = pareto.pick(paths.results(), trial, pareto.bounds_of(config))
-    if config.task == IN_MEMORY and task is None:
-        raise InvalidStudy(f"study {study!r} was made from a task in memory: explain it in Python with explain({study!r}, task=...)")
-    with only_driver(paths):
-        same_machine(paths)
-        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
+    with reopened(paths, trial, task, "explain", progress) as (result, bench):
         attribution = attribute(result, bench, paths, progress)
         write_text(paths.trial(result.number).attribution, to_json(attribution))
         for artifact in paths.folder.glob("undone/*/artifact"):  # what was measured stays; `apply` makes the simpler recipe again

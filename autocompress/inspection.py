@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
+from autocompress.bench import reopened
 from autocompress.compress.quantize import fold_batch_norm
 from autocompress.config import parse_counts
-from autocompress.errors import InvalidStudy, UserError
+from autocompress.errors import UserError
 from autocompress.evaluate import Bench, opened, twin
 from autocompress.measure.accuracy import predict
 from autocompress.measure.end_to_end import end_to_end
@@ -25,9 +25,8 @@ from autocompress.measure.turn import turn
 from autocompress.measure.usage import usage
 from autocompress.progress import Progress
 from autocompress.records import Inspection, TrialResult
-from autocompress.runs import RunPaths, only_driver, read_json, to_json, write_text
+from autocompress.runs import RunPaths, read_json, to_json, write_text
 from autocompress.runtimes.runtime import Deployed
-from autocompress.study import pareto
 from autocompress.tasks.task import Task
 
 SWEEP_SECONDS = 5.0
@@ -49,13 +48,7 @@ def inspect(
     progress = progress or Progress()
     counts = parse_counts("--threads", threads) if threads else ()
     paths = RunPaths(Path(runs), study)
-    config = paths.read_config()
-    result = pareto.pick(paths.results(), trial, pareto.bounds_of(config))
-    if config.task == IN_MEMORY and task is None:
-        raise InvalidStudy(f"study {study!r} was made from a task in memory: inspect it in Python with inspect({study!r}, task=...)")
-    with only_driver(paths):
-        same_machine(paths)
-        bench = bench_of(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
+    with reopened(paths, trial, task, "inspect", progress) as (result, bench):
         inspect_trial(result, paths, bench, progress)
         files = paths.trial(result.number)
         if not files.inspection.exists():

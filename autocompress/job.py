@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autocompress.bench import IN_MEMORY, bench_of, same_machine, task_of
+from autocompress.bench import IN_MEMORY, bench_of, named_task, same_machine, task_of
 from autocompress.compress.distill import Lesson, Sample
 from autocompress.compress.recover import recover_
 from autocompress.config import SearchConfig, Space, load_space, parse_budget, parse_counts, parts_without, search_config
@@ -123,14 +123,13 @@ def resume(
     progress = progress or Progress()
     paths = RunPaths(Path(runs), study)
     config = paths.read_config()
-    if config.task == IN_MEMORY and task is None:
-        raise InvalidStudy(f"study {study!r} was made from a task in memory: resume it in Python with resume({study!r}, task=...)")
+    wanted = named_task(config, task, "resume")
     if budget is not None:
         config = config.model_copy(update={"budget": parse_budget(budget)})
     progress.begin(config, paths.folder)
     with only_driver(paths):
         same_machine(paths)
-        return _drive(paths, config, task_of(task or config.task, paths.runs, progress, config.task_options), progress)
+        return _drive(paths, config, task_of(wanted, paths.runs, progress, config.task_options), progress)
 
 
 def dry_run(task: Task | str = "digits", *, runs: str | Path = "runs", progress: Progress | None = None, **asked: Any) -> DryRun:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from autocompress.bench import IN_MEMORY, same_machine
+from autocompress.bench import named_task, same_machine
 from autocompress.config import SearchConfig, parse_budget
 from autocompress.errors import InvalidStudy
 from autocompress.job import begin
@@ -38,13 +38,12 @@ def refine(  # noqa: PLR0913 - the options of the command, and a task in memory
     paths = RunPaths(Path(runs), study)
     config = paths.read_config()
     result = pareto.pick(paths.results(), trial, pareto.bounds_of(config))
-    if config.task == IN_MEMORY and task is None:
-        raise InvalidStudy(f"study {study!r} was made from a task in memory: refine it in Python with refine({study!r}, task=...)")
+    wanted = named_task(config, task, "refine")
     same_machine(paths)
     closer = around(config, result, paths)
     asked = {"study": name or free_name(paths.runs, f"{study}-refined"), "budget": parse_budget(budget), "space": closer.space}
     progress.say(f"around trial {result.number} of {study}, with {LONGER} times the steps of recovery")
-    return begin(config.model_copy(update=asked), task or config.task, paths.runs, progress)
+    return begin(config.model_copy(update=asked), wanted, paths.runs, progress)
 
 
 def around(config: SearchConfig, result: TrialResult, paths: RunPaths) -> SearchConfig:
