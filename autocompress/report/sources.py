@@ -29,7 +29,7 @@ def sources_section(facts: Facts) -> str:
     rows = []
     for name, one in found.items():
         counts = bar(one["trials"] / total, str(one["trials"])), one["measured"], one["front"]
-        rows.append((name, *counts, number(one["lost_without"], 3), SOURCES.get(name, "")))
-    head = ("source", "trials", "measured", "on the front", "hypervolume lost without", "what it is")
+        rows.append((f"{name}: {SOURCES[name]}" if name in SOURCES else name, *counts, number(one["lost_without"], 3)))
+    head = ("source", "trials", "measured", "on the front", "hypervolume lost without")
     said = "The hypervolume lost without a source is that of the trials of all others: what another source found as well costs nothing."
-    return section("Who proposed what", table(head, rows, "words"), note(said))
+    return section("Who proposed what", table(head, rows, "layers"), note(said))

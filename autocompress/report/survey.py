@@ -75,6 +75,8 @@ def survey_drawing(survey: Survey, layers: Sequence[LayerInfo]) -> Drawing | Non
             harms.scatter([mark[0] for mark in marks], [mark[1] for mark in marks], gid=gid, s=14, color=colour, label=label)
             tips[gid] = [mark[2] for mark in marks]
     harms.set_xscale("symlog", linthresh=0.01)
+    harms.set_xticks([0, 0.01, 0.1, 1, 10], ["0", ".01", ".1", "1", "10"])  # powers would be set as formulas, which are off here
+    harms.set_xlim(right=max(1.5, *(1.3 * row.worst for row in rows)))
     harms.set_title("harm: rise of the loss", fontsize=SMALL)
     if harms.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper left", ncols=2)

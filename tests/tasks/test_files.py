@@ -50,7 +50,10 @@ def test_no_more_is_unpacked_than_was_asked_for(tmp_path: Path) -> None:
     assert len(read_up_to(file, 1000)) == 1001
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(bytes(1000))[:-12], gzip.compress(b"ab" * 99)[:20] + b"\xff" * 30])
+PACKED = gzip.compress(b"ab" * 99)
+
+
+@pytest.mark.parametrize("content", [b"no gzip", PACKED[:-12], PACKED[:20] + b"\xff" * 30], ids=["no gzip", "cut off", "garbled"])
 def test_a_broken_gz_is_told_as_one(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gz").write_bytes(content)
     with pytest.raises(InvalidTask, match=r"x\.gz: cannot be read: .*; the file is broken or incomplete"):
