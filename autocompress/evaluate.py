@@ -52,6 +52,7 @@ AGREEMENT_SAMPLES = 512  # fake quantization in PyTorch is some ten times slower
 GATE_SAMPLES = 64  # inputs for the provisional ranges of the first timing
 SCORING_BATCHES = 4  # training batches that importances look at
 ENDLESS = sys.maxsize
+PREDICTED = "predicted"
 ANY_SPEED = Speed(0.0, 0.0, math.inf)
 
 
@@ -165,6 +166,7 @@ class _Trial:
         self.seconds: dict[str, float] = {}
         self.log: list[str] = [f"recipe {recipe.digest}"]
         self.gate_speedup: float | None = None
+        self.gate_predicted = False
         self.looks: Looks | None = None
         self.doubt = ""  # what the gate said of an audit
 
@@ -203,14 +205,14 @@ class _Trial:
         if known is None and guess is not None:
             reason = gate.too_slow(guess.speedup, guess.high, "as predicted")
             if reason or (kind in bench.lowered and gate.is_fast_enough(guess.low)):
-                return self.told(guess, "predicted"), reason
+                return self.told(guess, PREDICTED), reason
         if known is None:
             known = bench.speeds[structure] = self.time_draft()
             bench.lowered.add(kind)
         return self.told(known, "before recovery"), gate.too_slow(known.speedup, known.high)
 
     def told(self, speed: Speed, how: str) -> Speed:
-        self.gate_speedup = speed.speedup
+        self.gate_speedup, self.gate_predicted = speed.speedup, how == PREDICTED
         self.log.append(f"{how}: {speed.speedup:.3f}x ({speed.low:.3f} to {speed.high:.3f})")
         return speed
 
@@ -242,7 +244,8 @@ class _Trial:
         self.log.append(f"{outcome} {message}".strip())
         looks = self.looks
         return TrialResult(
-            recipe=self.recipe, target=self.bench.target, outcome=outcome, gate_speedup=self.gate_speedup,
+            recipe=self.recipe, target=self.bench.target, outcome=outcome,
+            gate_speedup=self.gate_speedup, gate_predicted=self.gate_predicted,
             gate_drop=looks.hoped if looks is not None and looks.reason else None, curve=tuple(looks.curve) if looks is not None else (),
             audit=bool(self.doubt), measurement=measurement, message=message, seconds=self.seconds,
         )  # fmt: skip

@@ -325,7 +325,7 @@ def _finish_nearest(paths: RunPaths, bench: Bench, finished: list[TrialResult], 
     nearest = max(gated, key=lambda result: result.gate_speedup or 0.0)
     with progress.stage("training the nearest recipe, for the gate stopped all"):
         result = evaluate(nearest.recipe, bench, Gate(), paths.trial(nearest.number).folder)
-    kept = {name: getattr(nearest, name) for name in ("number", "source", "params", "finished_at", "gate_speedup")}
+    kept = {name: getattr(nearest, name) for name in ("number", "source", "params", "finished_at", "gate_speedup", "gate_predicted")}
     paths.write_result(result.model_copy(update=kept))
     progress.say(_in_words(result.model_copy(update=kept)))
 

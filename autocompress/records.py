@@ -357,6 +357,7 @@ class TrialResult(Frozen):
     target: Target
     outcome: Outcome
     gate_speedup: float | None = None
+    gate_predicted: bool = Field(default=False, description="gate_speedup is what the survey predicts, not a timing")
     gate_drop: float | None = None
     curve: tuple[CurvePoint, ...] = ()
     audit: bool = False

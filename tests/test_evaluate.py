@@ -222,12 +222,14 @@ def test_what_is_surely_too_slow_as_predicted_is_not_even_deployed(bench: Bench,
     result = evaluate(recipe(0.5), surveyed(bench, 0.1), Gate(min_speedup=1.21), tmp_path)
     assert (result.outcome, result.gate_speedup, result.seconds) == ("gated", pytest.approx(1.0), {})
     assert "1.00x as predicted is below min_speedup 1.21" in result.message
+    assert result.gate_predicted  # so that nobody takes it for a timing
 
 
 def test_what_the_error_of_the_prediction_leaves_open_is_timed(bench: Bench, tmp_path: Path) -> None:
     result = evaluate(recipe(0.5), surveyed(bench, 0.2), Gate(min_speedup=1.21), tmp_path)
     assert result.outcome == "measured"
     assert result.gate_speedup != pytest.approx(1.0)
+    assert not result.gate_predicted
 
 
 def test_where_nothing_is_asked_of_the_speed_it_is_not_timed_before_training(

@@ -70,7 +70,7 @@ def trials_csv(results: Iterable[TrialResult], holdouts: Mapping[int, Measuremen
         {
             **{"number": result.number, "source": result.source, "outcome": result.outcome},
             **{name: getattr(result.measurement, name, None) for name in MEASURED},
-            "gate_speedup": result.gate_speedup,
+            **{"gate_speedup": result.gate_speedup, "gate_predicted": result.gate_predicted},
             **extras(result.measurement),
             **{f"holdout_{name}": getattr(holdouts.get(result.number), name, None) for name in CONFIRMED},
             **{"seconds": round(sum(result.seconds.values()), 3), "digest": result.recipe.digest},
@@ -82,7 +82,7 @@ def trials_csv(results: Iterable[TrialResult], holdouts: Mapping[int, Measuremen
     return str(table.astype(dict.fromkeys(WHOLE, "Int64")).to_csv(index=False, lineterminator="\n"))  # whole beside missing ones too
 
 
-TOLD = ("number", "source", "outcome", *MEASURED, "gate_speedup")
+TOLD = ("number", "source", "outcome", *MEASURED, "gate_speedup", "gate_predicted")
 CONFIRMED = ("speedup", "speedup_low", "speedup_high", "drop", "accuracy")
 ENDS = (*(f"holdout_{name}" for name in CONFIRMED), "seconds", "digest")
 

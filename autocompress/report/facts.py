@@ -117,7 +117,8 @@ def told(facts: Facts, trial: int, row: Row | None = None) -> str:
     point = facts.measured.get(trial)
     if row is None and point is None:
         result = next(result for result in facts.results if result.number == trial)
-        speed = "" if result.gate_speedup is None else f", {result.gate_speedup:.2f}x before training"
+        how = "as predicted" if result.gate_predicted else "before training"
+        speed = "" if result.gate_speedup is None else f", {result.gate_speedup:.2f}x {how}"
         return f"trial {trial}: {OUTCOMES[result.outcome]}{speed}\n{facts.recipes[trial]}"
     shown = row or (point.model_dump(include={"speedup", "speedup_low", "speedup_high", "drop", "size_bytes"}) if point else {})
     weight = f", {size(shown['size_bytes'])}" if shown.get("size_bytes") is not None else ""

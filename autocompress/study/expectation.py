@@ -134,7 +134,10 @@ def normal_below(x: Floats) -> Floats:
 
 
 def _speed(result: TrialResult) -> float | None:
-    return result.measurement.speedup if result.measurement is not None else result.gate_speedup
+    """As it was timed: a prediction teaches nothing about predictions."""
+    if result.measurement is not None:
+        return result.measurement.speedup
+    return None if result.gate_predicted else result.gate_speedup
 
 
 def _drop(result: TrialResult, max_drop: float) -> float | None:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from autocompress.config import Budget, SearchConfig
-from autocompress.errors import UserError
+from autocompress.errors import InvalidStudy, UserError
 from autocompress.records import LayerInfo, Survey, TrialResult
 from autocompress.runs import RunPaths
 from autocompress.study.outlook import check_reachable, is_flat, outlook
@@ -59,9 +59,8 @@ def run(  # noqa: PLR0913
     """
     started = time.monotonic()
     check_sampler(config.sampler)
-    start = start_from(RunPaths(paths.runs, config.warm_start), config, layers) if config.warm_start is not None else ()
-    question = question_of(config, layers, survey, start)
     memory, results = Memory(), paths.results()
+    question = question_of(config, layers, survey, given_points(paths, config, layers, results, say))
     if not results:
         check_reachable(question)
     with contextlib.closing(Mirror(paths, config, question, say)) as mirror:
@@ -80,6 +79,21 @@ def run(  # noqa: PLR0913
             if on_trial is not None:
                 on_trial(result)
     return reason
+
+
+def given_points(
+    paths: RunPaths, config: SearchConfig, layers: Sequence[LayerInfo], results: Sequence[TrialResult], say: Say
+) -> tuple[dict[str, int], ...]:
+    """The front of the study to start from. One that is gone by the time of a resume costs its points, not the study."""
+    if config.warm_start is None:
+        return ()
+    try:
+        return start_from(RunPaths(paths.runs, config.warm_start), config, layers)
+    except InvalidStudy as error:
+        if not results:
+            raise
+        say(f"note: going on without the front of {config.warm_start!r}: {error}")
+        return ()
 
 
 def run_trial(paths: RunPaths, proposal: Proposal, evaluate: Evaluate) -> TrialResult:

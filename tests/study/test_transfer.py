@@ -1,5 +1,6 @@
 """A front of another study in this study's space: by name, by role, or not at all."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_the_front_of_another_seed_is_tried_first_and_says_so(
     assert len(tried) == min(len(front), 6) > 1
     assert [one.recipe.layers for one in tried] == [one.recipe.layers for one in front[:6]]
     assert [one.source for one in paths.results()[: len(tried)]] == ["transfer"] * len(tried)
+
+
+def test_a_resume_goes_on_when_the_study_to_start_from_is_gone(
+    other: RunPaths, make_config: MakeConfig, chain: tuple[LayerInfo, ...], evaluate: Evaluate
+) -> None:
+    config = make_config(study="new", warm_start="other", seed=9, budget=Budget(trials=3), max_drop=6.0)
+    paths = RunPaths(other.runs, "new")
+    paths.folder.mkdir()
+    run(paths, config, chain, evaluate)
+    shutil.rmtree(other.folder)
+    said: list[str] = []
+    run(paths, config.model_copy(update={"budget": Budget(trials=6)}), chain, evaluate, say=said.append)
+    assert len(paths.results()) == 6
+    assert any("going on without the front of 'other'" in line for line in said)
 
 
 def test_a_deeper_model_takes_each_layers_choice_from_the_same_relative_depth(
